@@ -1,0 +1,1 @@
+"""Facetstream's running system: Kafka events -> packed histories in Redis -> interests by Triton -> Qdrant."""

@@ -1,0 +1,189 @@
+"""Behaviour events and catalogue items as they arrive, and every limit put on them.
+
+Unknown extra fields are ignored; whatever breaks a limit is `Permanent` with the field named.
+"""
+
+import time
+from enum import IntEnum
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+
+from models.contract import ACTIONS, SCENARIOS
+from stream.errors import Permanent
+
+SCHEMA_VERSION = 1
+ID_BYTES = 256
+TEXT_BYTES = 4_096
+QUERY_BYTES = 1_024
+OLDEST_MS = 946_684_800_000  # 2000-01-01T00:00:00Z
+AHEAD_MS = 300_000  # a producer's clock may run five minutes fast
+
+Scenario = IntEnum("Scenario", {name: code for code, name in enumerate(SCENARIOS)})  # type: ignore[misc]
+Action = IntEnum("Action", {name: code for code, name in enumerate(ACTIONS)})  # type: ignore[misc]
+
+
+def _id(value: str) -> str:
+    if not value.strip():
+        raise ValueError("must not be blank")
+    if len(value.encode()) > ID_BYTES:
+        raise ValueError(f"must be at most {ID_BYTES} bytes of UTF-8")
+    if not value.isprintable():
+        raise ValueError("must hold printable characters only")
+    return value
+
+
+def _bounded(limit: int) -> AfterValidator:
+    def check(value: str) -> str:
+        if len(value.encode()) > limit:
+            raise ValueError(f"must be at most {limit} bytes of UTF-8")
+        if "\x00" in value:
+            raise ValueError("must not hold a NUL character")
+        return value
+
+    return AfterValidator(check)
+
+
+def _not_blank(value: str) -> str:
+    if not value.strip():
+        raise ValueError("must not be blank")
+    return value
+
+
+def _time(value: int) -> int:
+    if value < OLDEST_MS:
+        raise ValueError("must not be before 2000-01-01 (milliseconds since 1970)")
+    if value > time.time() * 1000 + AHEAD_MS:
+        raise ValueError("must not be more than 5 minutes ahead (milliseconds since 1970)")
+    return value
+
+
+def _encodable(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise ValueError("must be valid Unicode, without lone surrogates") from None
+    return value
+
+
+Text = BeforeValidator(_encodable)
+Id = Annotated[str, AfterValidator(_id), Text]
+Query = Annotated[str, AfterValidator(_not_blank), _bounded(QUERY_BYTES), Text]
+Milliseconds = Annotated[int, Field(strict=True), AfterValidator(_time)]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    schema_version: Literal[1] = Field(SCHEMA_VERSION, description="version of this schema")
+
+
+class Event(_Record):
+    """What the three scenarios have in common."""
+
+    event_id: Id = Field(description="unique per event; the same id twice counts once")
+    user_id: Id = Field(description="who acted; also the Kafka key")
+    item_id: Id | None = Field(description="what was acted on")
+    action: Literal[ACTIONS] = Field(description="what was done")  # type: ignore[valid-type]
+    ts: Milliseconds = Field(description="when, in milliseconds since 1970-01-01 UTC")
+    position: int | None = Field(None, ge=0, le=100_000, description="rank at which the item was shown, from 0")
+
+
+class SearchEvent(Event):
+    """A query typed (action `search`, no item), or an action on one of its results."""
+
+    item_id: Id | None = Field(None, description="the result acted on; absent when the query was only typed")
+    query: Query | None = Field(None, description="the text searched for")
+
+    @model_validator(mode="after")
+    def _something_to_record(self) -> "SearchEvent":
+        if self.action == "search" and self.query is None:
+            raise ValueError("query: is required when action is search")
+        if self.action != "search" and self.item_id is None:
+            raise ValueError("item_id: is required unless action is search")
+        return self
+
+
+class FeedEvent(Event):
+    """An action on an item of the feed."""
+
+    item_id: Id = Field(description="the item acted on")
+    dwell_ms: int | None = Field(None, ge=0, le=86_400_000, description="milliseconds spent on the item")
+
+
+class DiscoveryEvent(Event):
+    """An action on an item met while exploring."""
+
+    item_id: Id = Field(description="the item acted on")
+    channel: Annotated[str, _bounded(ID_BYTES), Text] | None = Field(None, description="where in discovery")
+
+
+class Item(_Record):
+    """A catalogue item; its text is what the item tower reads."""
+
+    item_id: Id = Field(description="also the Kafka key")
+    title: Annotated[str, _bounded(TEXT_BYTES), Text] = Field("", description="shown to people, read by the model")
+    text: Annotated[str, _bounded(TEXT_BYTES), Text] = Field("", description="anything else the model should read")
+    category: Annotated[str, _bounded(ID_BYTES), Text] | None = Field(None, description="filterable in Qdrant")
+    attributes: dict[Annotated[str, _bounded(64), Text], Annotated[str, _bounded(ID_BYTES), Text] | int | float | bool] = Field(
+        default_factory=dict, max_length=32, description="flat, filterable in Qdrant"
+    )
+
+    @model_validator(mode="after")
+    def _something_to_encode(self) -> "Item":
+        if not (self.title.strip() or self.text.strip()):
+            raise ValueError("text: title and text must not both be blank")
+        return self
+
+    @property
+    def content(self) -> str:
+        """What the item tower encodes."""
+        return " ".join(part for part in (self.title, self.category or "", self.text) if part.strip())
+
+
+R = TypeVar("R", bound=_Record)
+
+EVENT_MODELS: dict[str, type[Event]] = {
+    "search": SearchEvent,
+    "feed": FeedEvent,
+    "discovery": DiscoveryEvent,
+}
+_ADAPTERS: dict[type[_Record], TypeAdapter[Any]] = {
+    model: TypeAdapter(model) for model in (*EVENT_MODELS.values(), Item)
+}
+
+
+def parse_event(scenario: str, raw: bytes) -> Event:
+    """The event in `raw` (JSON, UTF-8). Raises `Permanent` with `field: what is wrong`."""
+    return _parse(EVENT_MODELS[scenario], raw)
+
+
+def parse_item(raw: bytes) -> Item:
+    """The item in `raw` (JSON, UTF-8). Raises `Permanent` with `field: what is wrong`."""
+    return _parse(Item, raw)
+
+
+def _parse(model: type[R], raw: bytes) -> R:
+    try:
+        record: R = _ADAPTERS[model].validate_json(raw)
+    except ValidationError as error:
+        raise Permanent(reason(error)) from None
+    return record
+
+
+def reason(error: ValidationError) -> str:
+    """One line for a dead letter: the first field at fault and what is wrong with it."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    field = ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{field}: {message}" if field else message

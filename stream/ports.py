@@ -1,0 +1,109 @@
+"""What the core asks of the four services, and the records that cross. Adapters implement it; nothing here knows a client.
+
+Every method raises `Transient` when the service cannot serve now and `Permanent` when asking again is pointless.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream.events import Item
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What the served models are: everything the stream must know of them."""
+
+    dim: int  # components of an embedding
+    interests: int  # K, per scenario
+    code_bytes: int  # packed residual codes of one item
+    codebook_version: int  # 1..65535
+    model_version: str  # of user_interests
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A batch of texts through the item tower."""
+
+    embeddings: Floats  # [N, dim], unit
+    codes: NDArray[np.uint8]  # [N, code_bytes]
+    fidelity: Floats  # [N], cos(embedding, decoded codes)
+
+
+@dataclass(frozen=True)
+class HistoryTensors:
+    """A batch of histories as user_interests reads them: oldest first, padded at the end. L is the longest's length."""
+
+    codes: NDArray[np.uint8]  # [N, L, code_bytes]
+    time: NDArray[np.int64]  # [N, L], ms since 1970
+    scenario: NDArray[np.uint8]  # [N, L]
+    action: NDArray[np.uint8]  # [N, L]
+    valid: NDArray[np.uint8]  # [N, L], 0 = padding or codes pending
+
+
+@dataclass(frozen=True)
+class Interests:
+    """A batch of answers of user_interests."""
+
+    vectors: Floats  # [N, scenario, K, dim], unit
+    weights: Floats  # [N, scenario, K], positive, sum to one per scenario
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One user's point in Qdrant's `users`."""
+
+    user_id: str
+    version: int
+    model_version: str
+    codebook_version: int
+    event_ts: int  # ms since 1970, of the newest event
+    vectors: Floats  # [scenario, K, dim], unit
+    weights: Floats  # [scenario, K]
+
+
+@dataclass(frozen=True)
+class CatalogueEntry:
+    """One item's point in Qdrant's `items`."""
+
+    item: Item
+    embedding: Floats  # [dim], unit
+    fidelity: float
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One recommended item."""
+
+    item_id: str
+    score: float
+    payload: dict[str, Any] = field(default_factory=dict)
+
+
+class Models(Protocol):
+    """Triton, as the core sees it."""
+
+    async def card(self) -> ModelCard: ...
+    async def encode(self, texts: Sequence[str]) -> Encoded: ...
+    async def interests(self, histories: HistoryTensors) -> Interests: ...
+
+
+class Vectors(Protocol):
+    """Qdrant, as the core sees it."""
+
+    async def provision(self, card: ModelCard) -> None:
+        """Create `users` and `items` with their payload indexes; nothing when they are there. A collection of another
+        shape is `Permanent`."""
+
+    async def put_items(self, entries: Sequence[CatalogueEntry]) -> None:
+        """Upsert, searchable on return."""
+
+    async def put_profiles(self, profiles: Sequence[Profile]) -> None:
+        """Upsert each only over a version that is not newer (law 3), searchable on return."""
+
+    async def profile(self, user_id: str) -> Profile | None: ...

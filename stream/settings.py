@@ -1,0 +1,135 @@
+"""Every knob, in one frozen object. Each is read from the environment as `FACETSTREAM_` + the name in capitals."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from stream.errors import UserError
+
+PREFIX = "FACETSTREAM_"
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+class Settings(BaseSettings):
+    """What a process is told from outside. Unset addresses mean the embedded default (see `stream.addresses`)."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore", env_ignore_empty=True)
+
+    # Addresses. A part whose address is set is never embedded.
+    kafka_url: str | None = Field(None, description="Kafka bootstrap servers, host:port[,host:port]")
+    redis_url: str | None = Field(None, description="Redis, redis://host:port/db or rediss://")
+    triton_url: str | None = Field(None, description="Triton's gRPC endpoint, host:port")
+    qdrant_url: str | None = Field(None, description="Qdrant's REST endpoint, http://host:port")
+
+    # Credentials.
+    kafka_security: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        "PLAINTEXT", description="Kafka security protocol"
+    )
+    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
+        "PLAIN", description="Kafka SASL mechanism"
+    )
+    kafka_username: str | None = Field(None, description="Kafka SASL user")
+    kafka_password: SecretStr | None = Field(None, description="Kafka SASL password")
+    redis_password: SecretStr | None = Field(None, description="Redis password")
+    qdrant_api_key: SecretStr | None = Field(None, description="Qdrant API key")
+
+    # Files.
+    data_folder: Path = Field(Path(".facetstream"), description="folder of everything the embedded servers keep")
+    model_repository: Path = Field(Path("triton_repo"), description="Triton model repository, holding the codebook")
+    kafka_home: Path | None = Field(
+        None, validation_alias="KAFKA_HOME", description="an unpacked Apache Kafka for the embedded log (no prefix)"
+    )
+
+    # Ports of the embedded servers; unset means a free one.
+    kafka_port: Port | None = Field(None, description="embedded Kafka's port; only with KAFKA_HOME")
+    redis_port: Port | None = Field(None, description="embedded Redis's port")
+    triton_port: Port | None = Field(None, description="embedded Triton's gRPC port")
+    triton_http_port: Port | None = Field(None, description="embedded Triton's HTTP port")
+    triton_metrics_port: Port | None = Field(None, description="embedded Triton's metrics port")
+    qdrant_port: Port | None = Field(None, description="embedded Qdrant's REST port")
+    web_port: Port | None = Field(None, description="the worker's own HTTP port (health, counters)")
+    web_host: str = Field("127.0.0.1", description="the interface the worker's HTTP port is bound to")
+
+    # Log.
+    partitions: int = Field(4, ge=1, le=4096, description="partitions of each event topic")
+    replication: int = Field(1, ge=1, le=7, description="replicas of each topic")
+    retention_hours: int = Field(168, ge=1, description="hours that Kafka keeps events and dead letters")
+    consumer_group: str = Field("facetstream", min_length=1, max_length=200, description="Kafka consumer group")
+    max_event_bytes: int = Field(65_536, ge=1_024, le=1_000_000, description="bytes above which a record is refused")
+    ingest_batch: int = Field(2_000, ge=1, le=100_000, description="records of one partition handled at once")
+
+    # Histories.
+    history_length: int = Field(1_024, ge=1, le=65_535, description="records kept per user, newest")
+    event_id_window: int = Field(64, ge=0, le=4_096, description="latest event ids remembered per user and scenario")
+    item_cache: int = Field(200_000, ge=0, description="items whose codes a worker keeps in memory")
+
+    # Refresh.
+    refresh_batch: int = Field(64, ge=1, le=1_024, description="users per model call")
+    refresh_concurrency: int = Field(2, ge=1, le=64, description="model calls under way at once per worker")
+    refresh_min_interval: float = Field(0.1, ge=0, description="seconds between two refreshes of one user")
+    sweep_interval: float = Field(2.0, gt=0, description="seconds between two sweeps over the dirty sets in Redis")
+
+    # Patience.
+    redis_timeout: float = Field(5.0, gt=0, description="seconds for one Redis round trip")
+    triton_timeout: float = Field(10.0, gt=0, description="seconds for one model call")
+    qdrant_timeout: float = Field(10.0, gt=0, description="seconds for one Qdrant request")
+    start_timeout: float = Field(60.0, gt=0, description="seconds an embedded server may take to become healthy")
+
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("WARNING", description="what the worker logs")
+
+    @field_validator("kafka_url")
+    @classmethod
+    def _bootstrap(cls, value: str | None) -> str | None:
+        for server in (value or "").split(",") if value is not None else ():
+            host, _, port = server.strip().rpartition(":")
+            if not host or not port.isdigit():
+                raise ValueError("write host:port[,host:port]")
+        return value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("write redis://host:port or rediss://host:port")
+        return value
+
+    @field_validator("triton_url")
+    @classmethod
+    def _triton(cls, value: str | None) -> str | None:
+        host, _, port = (value or "h:1").rpartition(":")
+        if not host or not port.isdigit() or "/" in host:
+            raise ValueError("write host:port of the gRPC endpoint, without http://")
+        return value
+
+    @field_validator("qdrant_url")
+    @classmethod
+    def _qdrant(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("http://", "https://")):
+            raise ValueError("write http://host:port or https://host:port")
+        return value
+
+
+def variable(name: str) -> str:
+    """The environment variable behind a setting."""
+    alias = Settings.model_fields[name].validation_alias
+    return alias if isinstance(alias, str) else PREFIX + name.upper()
+
+
+def load(**overrides: Any) -> Settings:
+    """Settings from the environment; a wrong value is a `UserError` that names its variable."""
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        problems = "; ".join(_problem(dict(e)) for e in error.errors())
+        raise UserError(problems) from None
+
+
+def _problem(error: dict[str, Any]) -> str:
+    name = str(error["loc"][0]) if error["loc"] else "?"
+    known = variable(name) if name in Settings.model_fields else name
+    secret = any(word in name for word in ("password", "key"))
+    shown = "" if secret else f"={error['input']!r}"
+    return f"{known}{shown}: {error['msg'].removeprefix('Value error, ')}"
