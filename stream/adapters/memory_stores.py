@@ -1,0 +1,149 @@
+"""The in-memory twin of the Redis stores: the pure model that the Lua scripts are tested against."""
+
+from bisect import insort_right
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from stream.errors import Permanent
+from stream.history import History, Record, decode, encode
+from stream.identity import item_index, shard
+from stream.stores import Append, Applied, Dirty, Refreshed, StoredItem
+
+
+@dataclass
+class MemoryHistories:
+    """`stream.stores.Histories` in dictionaries."""
+
+    code_bytes: int
+    codebook_version: int
+    length: int = 1_024
+    window: int = 64
+    packed: dict[str, bytes] = field(default_factory=dict)
+    windows: dict[tuple[str, int], list[bytes]] = field(default_factory=dict)
+    marks: dict[str, int] = field(default_factory=dict)  # user -> dirty since, ms
+
+    async def append(self, appends: Sequence[Append]) -> list[Applied]:
+        return [self._append(a) for a in appends]
+
+    def _append(self, append: Append) -> Applied:
+        history = self._history(append.user_id)
+        source = append.source
+        epoch, mark = history.marks.get(source.key, (source.epoch, -1))
+        mark = mark if epoch == source.epoch else -1
+        window = list(self.windows.get((append.user_id, source.scenario), ()))
+        records, version = list(history.records), history.version
+        events = duplicates = redelivered = 0
+        for entry in append.entries:
+            if entry.offset <= mark:
+                redelivered += 1
+                continue
+            mark = entry.offset
+            if entry.event in window:
+                duplicates += 1
+                continue
+            window = [*window, entry.event][-self.window :] if self.window else []
+            events += 1
+            for record in entry.records:
+                insort_right(records, record, key=lambda r: r.order)
+                version += known(record)
+        if events + duplicates:
+            dropped, records = _trim(records, self.length)
+            version += sum(2 - known(r) for r in dropped)
+            marks = {**history.marks, source.key: (source.epoch, mark)}
+            self.packed[append.user_id] = encode(
+                replace(history, version=version, marks=marks, records=tuple(records))
+            )
+        if events:
+            self.windows[append.user_id, source.scenario] = window
+            self.marks.setdefault(append.user_id, append.produced_ms)
+        return Applied(version, events, duplicates, redelivered)
+
+    def _history(self, user_id: str) -> History:
+        if user_id not in self.packed:
+            return History(self.code_bytes, self.codebook_version)
+        history = decode(self.packed[user_id])
+        if (history.code_bytes, history.codebook_version) != (self.code_bytes, self.codebook_version):
+            raise Permanent(f"CODEBOOK history was written with codebook {history.codebook_version}")
+        return history
+
+    async def read(self, users: Sequence[str]) -> list[bytes | None]:
+        return [self.packed.get(user) for user in users]
+
+    async def fill(self, user_id: str, codes: Mapping[int, bytes]) -> bytes | None:
+        if user_id not in self.packed:
+            return None
+        history = self._history(user_id)
+        records = tuple(replace(r, codes=codes.get(r.item)) if r.codes is None else r for r in history.records)
+        filled = sum(map(known, records)) - sum(map(known, history.records))
+        self.packed[user_id] = encode(replace(history, records=records, version=history.version + filled))
+        return self.packed[user_id]
+
+    async def mark(self, dirty: Sequence[Dirty]) -> None:
+        for mark in dirty:
+            self.marks.setdefault(mark.user_id, mark.since_ms)
+
+    async def settle(self, refreshed: Sequence[Refreshed]) -> list[bool]:
+        return [self._settle(r) for r in refreshed]
+
+    def _settle(self, refreshed: Refreshed) -> bool:
+        data = self.packed.get(refreshed.user_id)
+        if data is None or decode(data).version <= refreshed.version:
+            self.marks.pop(refreshed.user_id, None)
+            return True
+        if refreshed.user_id in self.marks:
+            self.marks[refreshed.user_id] = max(self.marks[refreshed.user_id], refreshed.read_ms)
+        return False
+
+    async def dirty(self, shards: Sequence[int], limit: int) -> list[Dirty]:
+        pages: dict[int, list[Dirty]] = defaultdict(list)
+        for user, since in sorted(self.marks.items(), key=lambda kv: (kv[1], kv[0].encode())):
+            pages[shard(user)].append(Dirty(user, since))
+        return [mark for number in shards for mark in pages[number][:limit]]
+
+
+def known(record: Record) -> int:
+    """What a record adds to the profile version."""
+    return 1 if record.codes is None else 2
+
+
+def _trim(records: list[Record], length: int) -> tuple[list[Record], list[Record]]:
+    excess = max(0, len(records) - length)
+    return records[:excess], records[excess:]
+
+
+@dataclass
+class MemoryItems:
+    """`stream.stores.Items` in dictionaries."""
+
+    names: dict[int, str] = field(default_factory=dict)
+    codes: dict[int, bytes] = field(default_factory=dict)
+    waiters: dict[int, set[str]] = field(default_factory=lambda: defaultdict(set))
+
+    async def claim(self, names: Sequence[str]) -> list[StoredItem]:
+        return [self._claim(name) for name in names]
+
+    def _claim(self, name: str) -> StoredItem:
+        index = item_index(name, salt := 0)
+        while self.names.setdefault(index, name) != name:
+            index = item_index(name, salt := salt + 1)
+        return StoredItem(index, name, self.codes.get(index))
+
+    async def lookup(self, indexes: Sequence[int]) -> list[StoredItem | None]:
+        return [
+            StoredItem(index, self.names[index], self.codes.get(index)) if index in self.names else None
+            for index in indexes
+        ]
+
+    async def put_codes(self, codes: Mapping[int, bytes]) -> None:
+        self.codes.update(codes)
+
+    async def wait(self, waiting: Sequence[tuple[int, str]]) -> None:
+        for index, user in waiting:
+            self.waiters[index].add(user)
+
+    async def waiting(self, index: int) -> list[str]:
+        return sorted(self.waiters[index])
+
+    async def release(self, index: int, users: Sequence[str]) -> None:
+        self.waiters[index].difference_update(users)

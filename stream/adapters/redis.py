@@ -1,0 +1,220 @@
+"""Histories and items in Redis. Each Lua call touches one hash slot: `{shard}` for users, the item's own key for items."""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import lru_cache
+from hashlib import sha1
+from importlib.resources import files
+from typing import Any, TypeVar, cast
+
+from redis import exceptions
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from stream.errors import Permanent, Transient
+from stream.history import pack_record
+from stream.identity import SHARDS, item_index, shard
+from stream.settings import Settings
+from stream.stores import Append, Applied, Dirty, Entry, Refreshed, StoredItem
+
+T = TypeVar("T")
+SALTS = 16  # two items rarely want one index; this many never do
+
+
+def connect(url: str, settings: Settings) -> Redis:
+    """A client that never retries by itself: policies do."""
+    password = settings.redis_password.get_secret_value() if settings.redis_password else None
+    extra: dict[str, Any] = {"password": password} if password else {}
+    return Redis.from_url(
+        url,
+        socket_timeout=settings.redis_timeout,
+        socket_connect_timeout=settings.redis_timeout,
+        retry=Retry(NoBackoff(), 0),
+        health_check_interval=0,
+        **extra,
+    )
+
+
+@lru_cache
+def script(name: str) -> tuple[str, str]:
+    """Source and SHA-1 of a script of `stream/lua`."""
+    source = files("stream").joinpath("lua", f"{name}.lua").read_text()
+    return source, sha1(source.encode()).hexdigest()
+
+
+async def guarded(call: Awaitable[T]) -> T:
+    """Await a Redis call; its client's errors become the project's."""
+    try:
+        return await call
+    except (exceptions.ConnectionError, exceptions.TimeoutError, OSError) as error:
+        raise Transient(f"Redis does not answer: {error}") from error
+    except exceptions.RedisError as error:
+        raise _translate(error) from error
+
+
+def _translate(error: Exception) -> Exception:
+    text = str(error)
+    kinds = (exceptions.BusyLoadingError, exceptions.ReadOnlyError, exceptions.TryAgainError, exceptions.ClusterDownError)
+    waits = ("OOM", "LOADING", "READONLY", "MASTERDOWN", "BUSY", "MISCONF", "NOREPLICAS", "CLUSTERDOWN", "command not allowed")
+    if isinstance(error, (*kinds, exceptions.OutOfMemoryError)) or text.startswith(waits):
+        return Transient(f"Redis cannot serve now: {text}")
+    return Permanent(f"Redis refuses: {text}")
+
+
+async def run_script(redis: Redis, name: str, calls: Sequence[tuple[list[str], list[Any]]]) -> list[Any]:
+    """Run a script once per (keys, arguments) in one round trip; loads it where a fail-over or a flush has lost it."""
+    source, digest = script(name)
+    replies: list[Any] = [None] * len(calls)
+    missing = list(range(len(calls)))
+    for attempt in range(2):
+        pipeline = redis.pipeline(transaction=False)
+        if attempt:
+            pipeline.script_load(source)
+        for i in missing:
+            keys, arguments = calls[i]
+            pipeline.evalsha(digest, len(keys), *keys, *arguments)
+        answers = (await guarded(pipeline.execute(raise_on_error=False)))[attempt:]
+        for i, answer in zip(missing, answers, strict=True):
+            replies[i] = answer
+        missing = [i for i in missing if isinstance(replies[i], exceptions.NoScriptError)]
+        if not missing:
+            break
+    for reply in replies:
+        if isinstance(reply, Exception):
+            raise _translate(reply)
+    return replies
+
+
+class RedisHistories:
+    """`stream.stores.Histories` on Redis."""
+
+    def __init__(self, redis: Redis, *, code_bytes: int, codebook_version: int, length: int, window: int) -> None:
+        self._redis = redis
+        self._code_bytes = code_bytes
+        self._codebook = codebook_version
+        self._length = length
+        self._window = window
+
+    async def append(self, appends: Sequence[Append]) -> list[Applied]:
+        replies = await run_script(self._redis, "append", [self._append_call(a) for a in appends])
+        return [Applied(*reply) for reply in replies]
+
+    def _append_call(self, append: Append) -> tuple[list[str], list[Any]]:
+        keys = [
+            history_key(append.user_id),
+            window_key(append.user_id, append.source.scenario),
+            dirty_key(shard(append.user_id)),
+        ]
+        mark = append.source.key.to_bytes(2, "big") + bytes([append.source.epoch])
+        entries = b"".join(self._entry(e) for e in append.entries)
+        settings = [self._code_bytes, self._codebook, self._length, self._window]
+        return keys, [append.user_id, *settings, mark, append.produced_ms, entries]
+
+    def _entry(self, entry: Entry) -> bytes:
+        head = entry.offset.to_bytes(5, "big") + entry.event + bytes([len(entry.records)])
+        return head + b"".join(pack_record(r, self._code_bytes) for r in entry.records)
+
+    async def read(self, users: Sequence[str]) -> list[bytes | None]:
+        return await _pipelined(self._redis, lambda p: [p.get(history_key(u)) for u in users])
+
+    async def fill(self, user_id: str, codes: Mapping[int, bytes]) -> bytes | None:
+        pairs = b"".join(index.to_bytes(5, "big") + code for index, code in codes.items())
+        call = ([history_key(user_id)], [self._code_bytes, self._codebook, pairs])
+        return cast(bytes | None, (await run_script(self._redis, "fill", [call]))[0])
+
+    async def mark(self, dirty: Sequence[Dirty]) -> None:
+        await _pipelined(
+            self._redis,
+            lambda p: [p.zadd(dirty_key(shard(d.user_id)), {d.user_id: d.since_ms}, nx=True) for d in dirty],
+        )
+
+    async def settle(self, refreshed: Sequence[Refreshed]) -> list[bool]:
+        calls: list[tuple[list[str], list[Any]]] = [
+            ([history_key(r.user_id), dirty_key(shard(r.user_id))], [r.user_id, r.version, r.read_ms]) for r in refreshed
+        ]
+        return [reply == 1 for reply in await run_script(self._redis, "settle", calls)]
+
+    async def dirty(self, shards: Sequence[int], limit: int) -> list[Dirty]:
+        pages = await _pipelined(
+            self._redis, lambda p: [p.zrange(dirty_key(s), 0, limit - 1, withscores=True) for s in shards]
+        )
+        return [Dirty(user.decode(), int(since)) for page in pages for user, since in page]
+
+
+class RedisItems:
+    """`stream.stores.Items` on Redis. Codes carry the codebook's version; those of another codebook count as missing."""
+
+    def __init__(self, redis: Redis, *, codebook_version: int) -> None:
+        self._redis = redis
+        self._tag = codebook_version.to_bytes(2, "big")
+
+    async def claim(self, names: Sequence[str]) -> list[StoredItem]:
+        found: dict[str, StoredItem] = {}
+        for salt in range(SALTS):
+            wanted = [name for name in dict.fromkeys(names) if name not in found]
+            if not wanted:
+                break
+            indexes = [item_index(name, salt) for name in wanted]
+            calls: list[tuple[list[str], list[Any]]] = [
+                ([stored_item_key(i)], [name]) for i, name in zip(indexes, wanted, strict=True)
+            ]
+            replies = await run_script(self._redis, "claim", calls)
+            for index, name, (holder, codes) in zip(indexes, wanted, replies, strict=True):
+                if holder.decode() == name:
+                    found[name] = StoredItem(index, name, self._known(codes))
+        return [found[name] for name in names]
+
+    async def lookup(self, indexes: Sequence[int]) -> list[StoredItem | None]:
+        rows = await _pipelined(
+            self._redis, lambda p: [p.hmget(stored_item_key(i), ["name", "codes"]) for i in indexes]
+        )
+        return [
+            StoredItem(index, name.decode(), self._known(codes)) if name is not None else None
+            for index, (name, codes) in zip(indexes, rows, strict=True)
+        ]
+
+    async def put_codes(self, codes: Mapping[int, bytes]) -> None:
+        await _pipelined(
+            self._redis, lambda p: [p.hset(stored_item_key(i), "codes", self._tag + c) for i, c in codes.items()]
+        )
+
+    async def wait(self, waiting: Sequence[tuple[int, str]]) -> None:
+        await _pipelined(self._redis, lambda p: [p.sadd(waiting_key(i), user) for i, user in waiting])
+
+    async def waiting(self, index: int) -> list[str]:
+        members = await guarded(cast(Awaitable[Any], self._redis.smembers(waiting_key(index))))
+        return sorted(member.decode() for member in members)
+
+    async def release(self, index: int, users: Sequence[str]) -> None:
+        if users:
+            await guarded(cast(Awaitable[Any], self._redis.srem(waiting_key(index), *users)))
+
+    def _known(self, codes: bytes | None) -> bytes | None:
+        return codes[2:] if codes is not None and codes[:2] == self._tag else None
+
+
+async def _pipelined(redis: Redis, commands: Callable[[Any], object]) -> list[Any]:
+    pipeline = redis.pipeline(transaction=False)
+    commands(pipeline)
+    return await guarded(pipeline.execute())
+
+
+def history_key(user_id: str) -> str:
+    return f"fs:{{{shard(user_id):04}}}:h:{user_id}"
+
+
+def window_key(user_id: str, scenario: int) -> str:
+    return f"fs:{{{shard(user_id):04}}}:i{scenario}:{user_id}"
+
+
+def dirty_key(number: int) -> str:
+    assert 0 <= number < SHARDS
+    return f"fs:{{{number:04}}}:d"
+
+
+def stored_item_key(index: int) -> str:
+    return f"fs:item:{index:010x}"
+
+
+def waiting_key(index: int) -> str:
+    return f"fs:wait:{index:010x}"

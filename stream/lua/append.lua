@@ -1,0 +1,131 @@
+-- Append a batch of one user's events to the packed history: de-duplicate, insert in time order, trim, bump the version
+-- and mark the user dirty, all or nothing. The layout is that of stream/history.py.
+--
+-- KEYS  history, event-id window, dirty set: one hash slot
+-- ARGV  1 user  2 code bytes  3 codebook version  4 history length  5 window length
+--       6 mark: source u16, epoch u8   7 ms since 1970 at which the oldest of these events was produced
+--       8 entries, each: offset u40 | event-id hash 8 bytes | number of records u8 | records
+-- Returns {profile version, events applied, producer's duplicates, redelivered}
+
+local FORMAT, HEADER, MARK, FIXED, PENDING = 1, 10, 8, 11, 128
+local user, code_bytes, codebook = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local length, window = tonumber(ARGV[4]), tonumber(ARGV[5])
+local source, epoch = struct.unpack('>I2I1', ARGV[6])
+local entries = ARGV[8]
+local size = FIXED + code_bytes
+
+local history = redis.call('GET', KEYS[1])
+local version, marks, records = 0, {}, ''
+if history then
+  local format, width, book, v, n = struct.unpack('>I1I1I2I4I2', history)
+  if format ~= FORMAT then return redis.error_reply('FORMAT history has format ' .. format) end
+  if book ~= codebook or width ~= code_bytes then
+    return redis.error_reply('CODEBOOK history was written with codebook ' .. book .. ' of ' .. width .. ' bytes')
+  end
+  version = v
+  for i = 0, n - 1 do
+    local s, e, o = struct.unpack('>I2I1I5', history, HEADER + i * MARK + 1)
+    marks[#marks + 1] = {s, e, o}
+  end
+  records = string.sub(history, HEADER + n * MARK + 1)
+end
+
+-- The mark of this source, inserted where its place is; -1 when nothing of this incarnation was applied yet.
+local place = 1
+while marks[place] and marks[place][1] < source do place = place + 1 end
+local mark = marks[place]
+if not mark or mark[1] ~= source then
+  mark = {source, epoch, -1}
+  table.insert(marks, place, mark)
+elseif mark[2] ~= epoch then
+  mark[2], mark[3] = epoch, -1
+end
+
+-- The window: a queue of hashes, oldest first, and the same as a set.
+local ids, first, seen = {}, 1, {}
+if window > 0 then
+  local packed = redis.call('GET', KEYS[2]) or ''
+  for i = 1, #packed, 8 do
+    local id = string.sub(packed, i, i + 7)
+    ids[#ids + 1] = id
+    seen[id] = true
+  end
+end
+local function remember(id)
+  if window == 0 then return end
+  ids[#ids + 1] = id
+  seen[id] = true
+  while #ids - first + 1 > window do
+    seen[ids[first]] = nil
+    first = first + 1
+  end
+end
+
+-- Time and scenario of the record at a position: what records are ordered by.
+local function order(bytes, position)
+  return math.floor(struct.unpack('>I6', bytes, position) / 16)
+end
+local function pending(bytes, position)
+  return string.byte(bytes, position + 6) >= PENDING
+end
+
+-- Records newer than all before go to `tail`; only one that comes late costs a search and a copy.
+local tail, newest = {}, -1
+if #records > 0 then newest = order(records, #records - size + 1) end
+local function insert(record)
+  local key = order(record, 1)
+  if key >= newest then
+    tail[#tail + 1], newest = record, key
+    return
+  end
+  records, tail = records .. table.concat(tail), {}
+  local low, high = 0, #records / size
+  while low < high do
+    local middle = math.floor((low + high) / 2)
+    if order(records, middle * size + 1) <= key then low = middle + 1 else high = middle end
+  end
+  records = string.sub(records, 1, low * size) .. record .. string.sub(records, low * size + 1)
+end
+
+local applied, duplicates, redelivered = 0, 0, 0
+local at = 1
+while at <= #entries do
+  local offset, id, count = struct.unpack('>I5c8I1', entries, at)
+  at = at + 14
+  if offset <= mark[3] then
+    redelivered = redelivered + 1
+  else
+    mark[3] = offset
+    if seen[id] then
+      duplicates = duplicates + 1
+    else
+      remember(id)
+      applied = applied + 1
+      for i = 0, count - 1 do
+        local record = string.sub(entries, at + i * size, at + (i + 1) * size - 1)
+        insert(record)
+        version = version + (pending(record, 1) and 1 or 2)
+      end
+    end
+  end
+  at = at + count * size
+end
+
+if applied + duplicates > 0 then
+  records = records .. table.concat(tail)
+  local excess = #records / size - length
+  for i = 0, excess - 1 do
+    if pending(records, i * size + 1) then version = version + 1 end
+  end
+  if excess > 0 then records = string.sub(records, excess * size + 1) end
+
+  local parts = {struct.pack('>I1I1I2I4I2', FORMAT, code_bytes, codebook, version, #marks)}
+  for _, m in ipairs(marks) do parts[#parts + 1] = struct.pack('>I2I1I5', m[1], m[2], m[3]) end
+  parts[#parts + 1] = records
+  redis.call('SET', KEYS[1], table.concat(parts))
+end
+if applied > 0 then
+  if window > 0 then redis.call('SET', KEYS[2], table.concat(ids, '', first)) end
+  redis.call('ZADD', KEYS[3], 'NX', ARGV[7], user)
+end
+return {version, applied, duplicates, redelivered}

@@ -1,0 +1,13 @@
+-- Clear a user's dirty mark if the profile that was refreshed is still the newest; else date the mark from that refresh.
+--
+-- KEYS  history, dirty set: one hash slot
+-- ARGV  1 user  2 profile version that was refreshed  3 ms since 1970 at which its history was read
+-- Returns 1 when the user is clean
+
+local version = struct.unpack('>I4', redis.call('GETRANGE', KEYS[1], 4, 7) .. string.rep('\0', 4))
+if version <= tonumber(ARGV[2]) then
+  redis.call('ZREM', KEYS[2], ARGV[1])
+  return 1
+end
+redis.call('ZADD', KEYS[2], 'XX', 'GT', ARGV[3], ARGV[1])
+return 0

@@ -1,0 +1,102 @@
+"""What the core asks of the store of histories and items (Redis), and the records that cross."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from stream.history import Record, Source
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One event on its way into a history."""
+
+    offset: int
+    event: bytes  # identity.event_hash
+    records: tuple[Record, ...]  # the item acted on; before it the query, when the event carries one
+
+
+@dataclass(frozen=True)
+class Append:
+    """One user's events of one batch, in the order of their offsets."""
+
+    user_id: str
+    source: Source
+    produced_ms: int  # when the oldest of them was produced, ms since 1970
+    entries: tuple[Entry, ...]
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What became of an `Append`."""
+
+    version: int
+    events: int
+    duplicates: int  # the producer sent the event id before
+    redelivered: int  # the log delivered the offset before
+
+
+@dataclass(frozen=True)
+class Refreshed:
+    """A profile that is searchable now."""
+
+    user_id: str
+    version: int
+    read_ms: int  # when its history was read, ms since 1970
+
+
+@dataclass(frozen=True)
+class Dirty:
+    """A user whose profile is older than the history, and since when (ms since 1970)."""
+
+    user_id: str
+    since_ms: int
+
+
+@dataclass(frozen=True)
+class StoredItem:
+    """What is known of an item index."""
+
+    index: int
+    name: str  # identity.item_key or identity.query_key
+    codes: bytes | None  # None until encoded under the store's codebook
+
+
+class Histories(Protocol):
+    """Packed histories and dirty marks; every method is safe to repeat."""
+
+    async def append(self, appends: Sequence[Append]) -> list[Applied]:
+        """Each atomically: de-duplicate, insert, trim, bump the version, mark dirty (laws 1 and 2)."""
+
+    async def read(self, users: Sequence[str]) -> list[bytes | None]: ...
+
+    async def fill(self, user_id: str, codes: Mapping[int, bytes]) -> bytes | None:
+        """Fill pending records by item index; the history afterwards."""
+
+    async def mark(self, dirty: Sequence[Dirty]) -> None:
+        """Mark users dirty; an older mark stays."""
+
+    async def settle(self, refreshed: Sequence[Refreshed]) -> list[bool]:
+        """Clear the mark of each whose version has not moved on; whether it was cleared."""
+
+    async def dirty(self, shards: Sequence[int], limit: int) -> list[Dirty]:
+        """The oldest `limit` marks of each shard."""
+
+
+class Items(Protocol):
+    """Item indexes, names and codes."""
+
+    async def claim(self, names: Sequence[str]) -> list[StoredItem]:
+        """The index of each name, made on first sight."""
+
+    async def lookup(self, indexes: Sequence[int]) -> list[StoredItem | None]: ...
+
+    async def put_codes(self, codes: Mapping[int, bytes]) -> None: ...
+
+    async def wait(self, waiting: Sequence[tuple[int, str]]) -> None:
+        """Remember that the history of a user (second) waits for the codes of an item index (first)."""
+
+    async def waiting(self, index: int) -> list[str]: ...
+
+    async def release(self, index: int, users: Sequence[str]) -> None:
+        """Forget those users."""
