@@ -85,7 +85,7 @@ Milliseconds = Annotated[int, Field(strict=True), AfterValidator(_time)]
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    schema_version: Literal[1] = Field(SCHEMA_VERSION, description="version of this schema")
+    schema_version: Literal[1] = Field(default=SCHEMA_VERSION, description="version of this schema")
 
 
 class Event(_Record):
@@ -96,14 +96,14 @@ class Event(_Record):
     item_id: Id | None = Field(description="what was acted on")
     action: Literal[ACTIONS] = Field(description="what was done")  # type: ignore[valid-type]
     ts: Milliseconds = Field(description="when, in milliseconds since 1970-01-01 UTC")
-    position: int | None = Field(None, ge=0, le=100_000, description="rank at which the item was shown, from 0")
+    position: int | None = Field(default=None, ge=0, le=100_000, description="rank at which the item was shown, from 0")
 
 
 class SearchEvent(Event):
     """A query typed (action `search`, no item), or an action on one of its results."""
 
-    item_id: Id | None = Field(None, description="the result acted on; absent when the query was only typed")
-    query: Query | None = Field(None, description="the text searched for")
+    item_id: Id | None = Field(default=None, description="the result acted on; absent when the query was only typed")
+    query: Query | None = Field(default=None, description="the text searched for")
 
     @model_validator(mode="after")
     def _something_to_record(self) -> "SearchEvent":
@@ -118,26 +118,30 @@ class FeedEvent(Event):
     """An action on an item of the feed."""
 
     item_id: Id = Field(description="the item acted on")
-    dwell_ms: int | None = Field(None, ge=0, le=86_400_000, description="milliseconds spent on the item")
+    dwell_ms: int | None = Field(default=None, ge=0, le=86_400_000, description="milliseconds spent on the item")
 
 
 class DiscoveryEvent(Event):
     """An action on an item met while exploring."""
 
     item_id: Id = Field(description="the item acted on")
-    channel: Annotated[str, _bounded(ID_BYTES), Text] | None = Field(None, description="where in discovery")
+    channel: Annotated[str, _bounded(ID_BYTES), Text] | None = Field(default=None, description="where in discovery")
 
 
 class Item(_Record):
     """A catalogue item; its text is what the item tower reads."""
 
     item_id: Id = Field(description="also the Kafka key")
-    title: Annotated[str, _bounded(TEXT_BYTES), Text] = Field("", description="shown to people, read by the model")
-    text: Annotated[str, _bounded(TEXT_BYTES), Text] = Field("", description="anything else the model should read")
-    category: Annotated[str, _bounded(ID_BYTES), Text] | None = Field(None, description="filterable in Qdrant")
-    attributes: dict[Annotated[str, _bounded(64), Text], Annotated[str, _bounded(ID_BYTES), Text] | int | float | bool] = Field(
-        default_factory=dict, max_length=32, description="flat, filterable in Qdrant"
+    title: Annotated[str, _bounded(TEXT_BYTES), Text] = Field(
+        default="", description="shown to people, read by the model"
     )
+    text: Annotated[str, _bounded(TEXT_BYTES), Text] = Field(
+        default="", description="anything else the model should read"
+    )
+    category: Annotated[str, _bounded(ID_BYTES), Text] | None = Field(default=None, description="filterable in Qdrant")
+    attributes: dict[
+        Annotated[str, _bounded(64), Text], Annotated[str, _bounded(ID_BYTES), Text] | int | float | bool
+    ] = Field(default_factory=dict, max_length=32, description="flat, filterable in Qdrant")
 
     @model_validator(mode="after")
     def _something_to_encode(self) -> "Item":

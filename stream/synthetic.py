@@ -2,13 +2,13 @@
 
 Everything follows from the seed; `end_ms` only moves it in time. The process, with its numbers:
 
-*Items.* Each is drawn from one of the 72 subtopics of `stream.vocabulary` (every subtopic gets one first, the rest fall
-at random): title = brand + adjective + thing, text = two remarks and the subtopic's name. Brand and adjective are noise.
-Within a subtopic, popularity falls as 1/rank.
+*Items.* Each is drawn from one of the 72 subtopics of `stream.vocabulary` (every subtopic gets one first, the rest
+fall at random): title = brand + adjective + thing, text = two remarks and the subtopic's name. Brand and adjective are
+noise. Within a subtopic, popularity falls as 1/rank.
 
-*Interests.* A user has 2 to 4 interests at any time. One lives 5 days plus an exponential of mean 15 days; when it dies,
-a subtopic the user never had takes its place. Its strength is 0.5 + an exponential of mean 1. At the start of the
-30 days observed, an interest has an age like any other.
+*Interests.* A user has 2 to 4 interests at any time. One lives 5 days plus an exponential of mean 15 days; when it
+dies, a subtopic the user never had takes its place. Its strength is 0.5 + an exponential of mean 1. Those alive at the
+start of the 30 days observed are at a uniformly random point of their lives.
 
 *Lag.* An interest shows in search from its birth, in feed 1 to 2 days later, in discovery 3 to 5 days after its birth;
 when it dies, each scenario forgets it with the same lag.
@@ -60,7 +60,7 @@ CHANNELS = ("trending", "new", "nearby", "editors")
 
 @dataclass(frozen=True)
 class Interest:
-    """The planted truth: `user_id` cared for `subtopic` from `born_ms` to `died_ms`, and each scenario shows it later."""
+    """The planted truth: the user cared for `subtopic` from `born_ms` to `died_ms`; each scenario shows it later."""
 
     user_id: str
     subtopic: str

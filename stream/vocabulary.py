@@ -92,14 +92,16 @@ Garden
   patio: garden sofa, fire pit, patio heater, bistro set, outdoor rug | al fresco, weatherproof rattan, sunset terrace
 """
 
-BRANDS = tuple(
-    "Alder Brisk Cobalt Dovetail Ember Fjord Gable Harrow Indra Juniper Kestrel Lumen Marlow Norden Orchard Pico Quill "
-    "Rowan Sable Tarn Umber Vesper Willow Xeno Yarrow Zephyr".split()
-)
-ADJECTIVES = tuple(
-    "classic compact deluxe durable elegant essential everyday handmade lightweight modern portable premium reliable "
-    "simple slim stylish sturdy vintage".split()
-)
+_BRANDS = """
+Alder Brisk Cobalt Dovetail Ember Fjord Gable Harrow Indra Juniper Kestrel Lumen Marlow Norden Orchard Pico Quill
+Rowan Sable Tarn Umber Vesper Willow Xeno Yarrow Zephyr
+"""
+_ADJECTIVES = """
+classic compact deluxe durable elegant essential everyday handmade lightweight modern portable premium reliable
+simple slim stylish sturdy vintage
+"""
+BRANDS = tuple(_BRANDS.split())
+ADJECTIVES = tuple(_ADJECTIVES.split())
 
 
 @dataclass(frozen=True)
