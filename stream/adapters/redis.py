@@ -1,5 +1,6 @@
 """Histories and items in Redis. Each Lua call touches one hash slot: `{shard}` for users, the item's own key for items."""
 
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import lru_cache
 from hashlib import sha1
@@ -18,6 +19,14 @@ from stream.settings import Settings
 from stream.stores import Append, Applied, Dirty, Entry, Refreshed, StoredItem
 
 T = TypeVar("T")
+_WAITS = (
+    exceptions.BusyLoadingError,
+    exceptions.ReadOnlyError,
+    exceptions.TryAgainError,
+    exceptions.ClusterDownError,
+    exceptions.OutOfMemoryError,
+)
+_WAIT_CODES = re.compile(r"\b(OOM|LOADING|READONLY|MASTERDOWN|BUSY|MISCONF|NOREPLICAS|CLUSTERDOWN)\b")
 SALTS = 16  # two items rarely want one index; this many never do
 
 
@@ -53,12 +62,10 @@ async def guarded(call: Awaitable[T]) -> T:
 
 
 def _translate(error: Exception) -> Exception:
-    text = str(error)
-    kinds = (exceptions.BusyLoadingError, exceptions.ReadOnlyError, exceptions.TryAgainError, exceptions.ClusterDownError)
-    waits = ("OOM", "LOADING", "READONLY", "MASTERDOWN", "BUSY", "MISCONF", "NOREPLICAS", "CLUSTERDOWN", "command not allowed")
-    if isinstance(error, (*kinds, exceptions.OutOfMemoryError)) or text.startswith(waits):
-        return Transient(f"Redis cannot serve now: {text}")
-    return Permanent(f"Redis refuses: {text}")
+    """By the error's code, which stands in the middle of the text when a script met it."""
+    if isinstance(error, _WAITS) or _WAIT_CODES.search(str(error)):
+        return Transient(f"Redis cannot serve now: {error}")
+    return Permanent(f"Redis refuses: {error}")
 
 
 async def run_script(redis: Redis, name: str, calls: Sequence[tuple[list[str], list[Any]]]) -> list[Any]:

@@ -1,0 +1,261 @@
+"""One contract for the store of histories: the in-memory twin, and the Lua scripts on a real Redis, byte for byte."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from stream.adapters import redis as redis_adapter
+from stream.adapters.memory_stores import MemoryHistories
+from stream.adapters.redis import RedisHistories
+from stream.errors import Permanent, Transient
+from stream.events import OLDEST_MS
+from stream.history import History, Record, Source, decode, pending_items
+from stream.identity import event_hash, shard
+from stream.settings import load
+from stream.stores import Append, Applied, Dirty, Entry, Histories, Refreshed
+
+CODE_BYTES = 3
+CODEBOOK = 7
+LENGTH = 8
+WINDOW = 4
+
+
+@pytest.fixture
+async def make(request: Any) -> AsyncIterator[Callable[..., Histories]]:
+    """Builds a store; each test gets an empty one."""
+    sizes = {"code_bytes": CODE_BYTES, "codebook_version": CODEBOOK, "length": LENGTH, "window": WINDOW}
+    if request.param == "twin":
+        store = MemoryHistories(**sizes)
+        yield lambda **changed: replace(store, **changed)
+        return
+    client = redis_adapter.connect(request.getfixturevalue("redis_db"), load())
+    yield lambda **changed: RedisHistories(client, **(sizes | changed))
+    await client.aclose()
+
+
+both = pytest.mark.parametrize("make", ["twin", "redis"], indirect=True)
+
+
+def record(ts: int, item: int = 1, *, scenario: int = 1, codes: bytes | None = b"abc") -> Record:
+    return Record(ts=OLDEST_MS + ts, scenario=scenario, action=1, item=item, codes=codes)
+
+
+def entry(offset: int, *records: Record, event: str | None = None) -> Entry:
+    return Entry(offset, event_hash(event or f"e{offset}"), records)
+
+
+def append(*entries: Entry, user: str = "u", scenario: int = 1, partition: int = 0, epoch: int = 1) -> Append:
+    return Append(user, Source(scenario, partition, epoch), 1_000, entries)
+
+
+async def read(store: Histories, user: str = "u") -> History:
+    (data,) = await store.read([user])
+    assert data is not None
+    return decode(data)
+
+
+@both
+async def test_an_event_is_appended_counted_and_marked_dirty_at_once(make: Any) -> None:
+    store = make()
+    assert await store.append([append(entry(5, record(10)))]) == [Applied(2, 1, 0, 0)]
+    history = await read(store)
+    assert history.records == (record(10),)
+    assert history.marks == {Source(1, 0).key: (1, 5)}
+    assert await store.dirty([shard("u")], 10) == [Dirty("u", 1_000)]
+
+
+@both
+async def test_a_redelivered_offset_and_a_repeated_event_id_count_once(make: Any) -> None:
+    store = make()
+    await store.append([append(entry(5, record(10)), entry(6, record(11)))])
+    assert await store.append([append(entry(6, record(11)))]) == [Applied(4, 0, 0, 1)]
+    assert await store.append([append(entry(7, record(12), event="e5"))]) == [Applied(4, 0, 1, 0)]
+    assert [r.ts - OLDEST_MS for r in (await read(store)).records] == [10, 11]
+
+
+@both
+async def test_an_event_id_older_than_the_window_is_forgotten(make: Any) -> None:
+    store = make()
+    await store.append([append(*(entry(i, record(i)) for i in range(WINDOW + 1)))])
+    again = append(entry(50, record(1), event="e1"), entry(51, record(0), event="e0"))
+    assert await store.append([again]) == [Applied(12, 1, 1, 0)]
+
+
+@both
+async def test_late_events_are_read_in_event_time_and_the_oldest_are_trimmed(make: Any) -> None:
+    store = make()
+    times = [50, 10, 40, 20, 60, 30, 90, 80, 70, 5]
+    await store.append([append(*(entry(i, record(t)) for i, t in enumerate(times)))])
+    history = await read(store)
+    assert [r.ts - OLDEST_MS for r in history.records] == sorted(times)[-LENGTH:]
+    assert history.events_applied == len(times)
+
+
+@both
+async def test_ties_keep_the_order_of_arrival(make: Any) -> None:
+    store = make()
+    await store.append([append(*(entry(i, record(10, item)) for i, item in enumerate([3, 1, 2])))])
+    assert [r.item for r in (await read(store)).records] == [3, 1, 2]
+
+
+@both
+async def test_a_new_incarnation_of_the_topic_starts_its_offsets_again(make: Any) -> None:
+    store = make()
+    await store.append([append(entry(100, record(1)))])
+    assert (await store.append([append(entry(0, record(2)), epoch=2)]))[0].events == 1
+    assert (await read(store)).marks == {Source(1, 0).key: (2, 0)}
+
+
+@both
+async def test_codes_that_come_later_are_filled_and_move_the_version(make: Any) -> None:
+    store = make()
+    (applied,) = await store.append([append(entry(1, record(1, 11, codes=None), record(2, 12, codes=None)))])
+    assert applied.version == 2
+    filled = await store.fill("u", {11: b"xyz"})
+    assert filled is not None
+    assert pending_items(filled) == [12]
+    history = await read(store)
+    assert (history.version, history.records[0].codes, history.events_applied) == (3, b"xyz", 2)
+    assert await store.fill("nobody", {11: b"xyz"}) is None
+
+
+@both
+async def test_the_mark_is_cleared_only_when_the_version_has_not_moved(make: Any) -> None:
+    store = make()
+    await store.append([append(entry(1, record(1)))])
+    await store.append([append(entry(2, record(2)))])
+    assert await store.settle([Refreshed("u", 2, 5_000)]) == [False]
+    assert await store.dirty([shard("u")], 10) == [Dirty("u", 5_000)]
+    assert await store.settle([Refreshed("u", 4, 6_000)]) == [True]
+    assert await store.dirty([shard("u")], 10) == []
+
+
+@both
+async def test_an_older_mark_stays(make: Any) -> None:
+    store = make()
+    await store.mark([Dirty("u", 500)])
+    await store.mark([Dirty("u", 100), Dirty("u", 900)])
+    assert await store.dirty([shard("u")], 10) == [Dirty("u", 500)]
+
+
+@both
+async def test_a_history_of_another_codebook_is_refused_unchanged(make: Any) -> None:
+    await make().append([append(entry(1, record(1)))])
+    with pytest.raises(Permanent, match="CODEBOOK"):
+        await make(codebook_version=8).append([append(entry(2, record(2)))])
+    assert len((await read(make())).records) == 1
+
+
+events = st.lists(
+    st.tuples(
+        st.integers(0, 40),  # time
+        st.integers(0, 2),  # scenario
+        st.integers(0, 12),  # event id
+        st.booleans(),  # codes pending
+        st.integers(1, 2),  # records
+    ),
+    max_size=40,
+)
+
+
+def batches(data: st.DataObject, stream: list[Any]) -> list[Append]:
+    """The stream as its topics deliver it: cut at random, each batch perhaps delivered again."""
+    per_topic: dict[int, list[Entry]] = {0: [], 1: [], 2: []}
+    for ts, scenario, event, pending, count in stream:
+        codes = None if pending else bytes([ts, scenario, event])
+        records = [record(ts, event * 10 + i, scenario=scenario, codes=codes) for i in range(count)]
+        topic = per_topic[scenario]
+        topic.append(entry(len(topic), *records, event=f"{scenario}-{event}"))
+    out = []
+    while any(per_topic.values()):
+        scenario = data.draw(st.sampled_from([s for s, left in per_topic.items() if left]))
+        size = data.draw(st.integers(1, len(per_topic[scenario])))
+        part = append(*per_topic[scenario][:size], scenario=scenario)
+        del per_topic[scenario][:size]
+        out += [part] * data.draw(st.integers(1, 2))
+    return out
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(stream=events, data=st.data())
+def test_the_scripts_and_the_model_agree_on_every_byte(redis_db: str, stream: list[Any], data: st.DataObject) -> None:
+    plan = batches(data, stream)
+    fills = data.draw(st.lists(st.integers(0, 121), max_size=3))
+
+    async def run(store: Histories) -> list[Any]:
+        seen: list[Any] = [await store.append([part]) for part in plan]
+        seen.append(await store.fill("u", {item: b"new" for item in fills}))
+        seen += [await store.read(["u"]), await store.dirty([shard("u")], 5)]
+        return [*seen, await store.settle([Refreshed("u", 9, 77)]), await store.dirty([shard("u")], 5)]
+
+    async def on_redis() -> list[Any]:
+        client = redis_adapter.connect(redis_db, load())
+        await client.flushdb()
+        store = RedisHistories(
+            client, code_bytes=CODE_BYTES, codebook_version=CODEBOOK, length=LENGTH, window=WINDOW
+        )
+        try:
+            return await run(store)
+        finally:
+            await client.aclose()
+
+    twin = MemoryHistories(CODE_BYTES, CODEBOOK, LENGTH, WINDOW)
+    assert asyncio.run(on_redis()) == asyncio.run(run(twin))
+
+
+@settings(max_examples=150, deadline=None)
+@given(stream=events, data=st.data())
+def test_any_cut_and_interleaving_of_the_topics_gives_the_same_bytes(stream: list[Any], data: st.DataObject) -> None:
+    def replay() -> bytes | None:
+        twin = MemoryHistories(CODE_BYTES, CODEBOOK, LENGTH, WINDOW)
+        for part in batches(data, stream):
+            asyncio.run(twin.append([part]))
+        return twin.packed.get("u")
+
+    assert replay() == replay()
+
+
+async def test_scripts_lost_in_a_failover_are_loaded_again(redis_db: str) -> None:
+    client = redis_adapter.connect(redis_db, load())
+    store = RedisHistories(client, code_bytes=CODE_BYTES, codebook_version=CODEBOOK, length=LENGTH, window=WINDOW)
+    await store.append([append(entry(1, record(1)))])
+    await client.script_flush()
+    appends = [append(entry(2, record(2))), append(entry(1, record(1)), user="v")]
+    assert [a.events for a in await store.append(appends)] == [1, 1]
+    await client.aclose()
+
+
+async def test_a_redis_that_is_away_is_transient() -> None:
+    client = redis_adapter.connect("redis://127.0.0.1:1", load())
+    store = RedisHistories(client, code_bytes=CODE_BYTES, codebook_version=CODEBOOK, length=LENGTH, window=WINDOW)
+    with pytest.raises(Transient, match="Redis"):
+        await store.append([append(entry(1, record(1)))])
+    await client.aclose()
+
+
+@dataclass(frozen=True)
+class _Full:
+    """A Redis at its memory limit under noeviction."""
+
+    client: Any
+
+    async def __aenter__(self) -> None:
+        await self.client.config_set("maxmemory", "1")
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.client.config_set("maxmemory", "0")
+
+
+async def test_a_full_redis_is_transient_and_loses_nothing(redis_db: str) -> None:
+    client = redis_adapter.connect(redis_db, load())
+    store = RedisHistories(client, code_bytes=CODE_BYTES, codebook_version=CODEBOOK, length=LENGTH, window=WINDOW)
+    async with _Full(client):
+        with pytest.raises(Transient, match="OOM"):
+            await store.append([append(entry(1, record(1)))])
+    assert (await store.append([append(entry(1, record(1)))]))[0].events == 1
+    await client.aclose()
