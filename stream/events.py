@@ -13,16 +13,19 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    FiniteFloat,
     TypeAdapter,
     ValidationError,
+    WithJsonSchema,
     model_validator,
 )
 
 from models.contract import ACTIONS, SCENARIOS
 from stream.errors import Permanent
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Literal[1] = 1
 ID_BYTES = 256
+NAME_BYTES = 64  # of an attribute
 TEXT_BYTES = 4_096
 QUERY_BYTES = 1_024
 OLDEST_MS = 946_684_800_000  # 2000-01-01T00:00:00Z
@@ -76,10 +79,21 @@ def _encodable(value: Any) -> Any:
     return value
 
 
+def _described(limit: int, **more: int) -> WithJsonSchema:
+    """A limit of bytes is one of characters too, which is all that JSON Schema can say."""
+    return WithJsonSchema({"type": "string", "maxLength": limit, **more})
+
+
 Text = BeforeValidator(_encodable)
-Id = Annotated[str, AfterValidator(_id), Text]
-Query = Annotated[str, AfterValidator(_not_blank), _bounded(QUERY_BYTES), Text]
-Milliseconds = Annotated[int, Field(strict=True), AfterValidator(_time)]
+Id = Annotated[str, AfterValidator(_id), Text, _described(ID_BYTES, minLength=1)]
+Label = Annotated[str, _bounded(ID_BYTES), Text, _described(ID_BYTES)]
+Name = Annotated[str, _bounded(NAME_BYTES), Text, _described(NAME_BYTES, minLength=1)]
+Prose = Annotated[str, _bounded(TEXT_BYTES), Text, _described(TEXT_BYTES)]
+Query = Annotated[str, AfterValidator(_not_blank), _bounded(QUERY_BYTES), Text, _described(QUERY_BYTES, minLength=1)]
+Integer = Annotated[int, Field(ge=-(2**63), lt=2**63)]  # what Qdrant stores
+Milliseconds = Annotated[
+    int, Field(strict=True), AfterValidator(_time), WithJsonSchema({"type": "integer", "minimum": OLDEST_MS})
+]
 
 
 class _Record(BaseModel):
@@ -125,23 +139,19 @@ class DiscoveryEvent(Event):
     """An action on an item met while exploring."""
 
     item_id: Id = Field(description="the item acted on")
-    channel: Annotated[str, _bounded(ID_BYTES), Text] | None = Field(default=None, description="where in discovery")
+    channel: Label | None = Field(default=None, description="where in discovery")
 
 
 class Item(_Record):
     """A catalogue item; its text is what the item tower reads."""
 
     item_id: Id = Field(description="also the Kafka key")
-    title: Annotated[str, _bounded(TEXT_BYTES), Text] = Field(
-        default="", description="shown to people, read by the model"
+    title: Prose = Field(default="", description="shown to people, read by the model")
+    text: Prose = Field(default="", description="anything else the model should read")
+    category: Label | None = Field(default=None, description="filterable in Qdrant")
+    attributes: dict[Name, Label | Integer | FiniteFloat | bool] = Field(
+        default_factory=dict, max_length=32, description="flat, filterable in Qdrant"
     )
-    text: Annotated[str, _bounded(TEXT_BYTES), Text] = Field(
-        default="", description="anything else the model should read"
-    )
-    category: Annotated[str, _bounded(ID_BYTES), Text] | None = Field(default=None, description="filterable in Qdrant")
-    attributes: dict[
-        Annotated[str, _bounded(64), Text], Annotated[str, _bounded(ID_BYTES), Text] | int | float | bool
-    ] = Field(default_factory=dict, max_length=32, description="flat, filterable in Qdrant")
 
     @model_validator(mode="after")
     def _something_to_encode(self) -> "Item":
@@ -162,9 +172,8 @@ EVENT_MODELS: dict[str, type[Event]] = {
     "feed": FeedEvent,
     "discovery": DiscoveryEvent,
 }
-_ADAPTERS: dict[type[_Record], TypeAdapter[Any]] = {
-    model: TypeAdapter(model) for model in (*EVENT_MODELS.values(), Item)
-}
+_MODELS: tuple[type[_Record], ...] = (*EVENT_MODELS.values(), Item)
+_ADAPTERS: dict[type[_Record], TypeAdapter[Any]] = {model: TypeAdapter(model) for model in _MODELS}
 
 
 def parse_event(scenario: str, raw: bytes) -> Event:
@@ -188,6 +197,6 @@ def _parse(model: type[R], raw: bytes) -> R:
 def reason(error: ValidationError) -> str:
     """One line for a dead letter: the first field at fault and what is wrong with it."""
     first = error.errors(include_url=False, include_context=False)[0]
-    field = ".".join(str(part) for part in first["loc"])
+    field = ".".join(str(part) for part in first["loc"] if "[" not in str(part))  # no names of validators
     message = first["msg"].removeprefix("Value error, ")
     return f"{field}: {message}" if field else message

@@ -173,16 +173,9 @@ def make_catalogue(items: int, seed: int) -> Catalogue:
 
 
 def make_query(subtopic: Subtopic, rng: Random) -> str:
-    """What somebody with that interest types: a thing, at times with an adjective or a remark, or the subtopic's name."""
-    thing, remark = rng.choice(subtopic.things), rng.choice(subtopic.remarks)
-    forms = (
-        thing,
-        f"{rng.choice(ADJECTIVES)} {thing}",
-        f"{thing} {remark}",
-        f"{subtopic.name} {remark}",
-        subtopic.name,
-    )
-    return rng.choice(forms)
+    """What somebody with that interest types: a thing or the subtopic's name, at times with something more."""
+    name, thing, remark = subtopic.name, rng.choice(subtopic.things), rng.choice(subtopic.remarks)
+    return rng.choice((name, thing, f"{rng.choice(ADJECTIVES)} {thing}", f"{thing} {remark}", f"{name} {remark}"))
 
 
 def _item(item_id: str, subtopic: Subtopic, rng: Random) -> Item:
