@@ -85,6 +85,36 @@ class Hit:
     payload: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class DeadLetter:
+    """A record that cannot be applied, as it was, where it was, and why."""
+
+    reason: str  # `field: what is wrong`
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+
+
+@dataclass(frozen=True)
+class Update:
+    """A profile that is searchable, announced on `profiles.updated`."""
+
+    user_id: str
+    version: int
+    model_version: str
+    codebook_version: int
+    event_ts: int  # ms since 1970, of the newest event
+
+
+class Log(Protocol):
+    """What the core writes to Kafka; both return once the broker has acknowledged everything."""
+
+    async def dead_letter(self, letters: Sequence[DeadLetter]) -> None: ...
+    async def announce(self, updates: Sequence[Update]) -> None: ...
+
+
 class Models(Protocol):
     """Triton, as the core sees it."""
 

@@ -1,0 +1,34 @@
+"""How the stream waits for a dependency: bounded exponential back-off with jitter, for as long as it takes."""
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable, Iterator
+from typing import TypeVar
+
+from stream.errors import Transient
+
+T = TypeVar("T")
+FIRST_DELAY = 0.05  # seconds
+LONGEST_DELAY = 5.0  # seconds
+log = logging.getLogger(__name__)
+
+
+def delays(rng: random.Random | None = None) -> Iterator[float]:
+    """Seconds to wait after the first failure, the second, …: doubling, bounded, between half and whole by chance."""
+    rng = rng or random.Random()
+    delay = FIRST_DELAY
+    while True:
+        yield delay * rng.uniform(0.5, 1.0)
+        delay = min(2 * delay, LONGEST_DELAY)
+
+
+async def persistently(call: Callable[[], Awaitable[T]]) -> T:
+    """Await `call()` until it is not `Transient`. For calls that are safe to repeat and whose work must not be lost."""
+    for delay in delays():
+        try:
+            return await call()
+        except Transient as error:
+            log.warning("%s; trying again in %.1f s", error, delay)
+            await asyncio.sleep(delay)
+    raise AssertionError("delays never end")
