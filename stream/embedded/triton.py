@@ -1,0 +1,109 @@
+"""The tritonserver of the nvidia-pytriton wheel, serving the model repository from the Python backend on the CPU."""
+
+import hashlib
+import importlib.util
+import sys
+import sysconfig
+import urllib.request
+from pathlib import Path
+
+import models
+from models.contract import ITEM_ENCODER, USER_INTERESTS
+from stream.embedded.process import Server, folder_of, port_for, spawn
+from stream.errors import UserError
+from stream.settings import Settings, variable
+
+MODELS = (ITEM_ENCODER, USER_INTERESTS)
+REGION_BYTES = 4 << 20  # shared memory that a model instance starts with; it grows by itself
+EXIT_TIMEOUT = 5  # seconds for requests under way when it is told to stop
+SHARED_MEMORY = Path("/dev/shm")
+
+
+def start(settings: Settings) -> Server:
+    """A Triton whose models are ready; its address is the gRPC endpoint, host:port."""
+    wheel, repository = _wheel(), _repository(settings)
+    folder = folder_of(settings, "triton")
+    grpc, http, metrics = (port_for(settings, f"triton_{kind}port") for kind in ("", "http_", "metrics_"))
+    regions = f"facetstream_{hashlib.sha256(bytes(folder)).hexdigest()[:12]}_"
+    clean(regions)
+    command = [
+        str(wheel / "bin" / "tritonserver"),
+        f"--model-repository={repository}",
+        f"--backend-directory={_backends(wheel, folder)}",
+        "--model-control-mode=explicit",
+        *(f"--load-model={name}" for name in MODELS),
+        f"--backend-config=python,shm-region-prefix-name={regions}",
+        f"--backend-config=python,shm-default-byte-size={REGION_BYTES}",
+        *(f"--{kind}-port={port}" for kind, port in (("grpc", grpc), ("http", http), ("metrics", metrics))),
+        *(f"--{kind}-address=127.0.0.1" for kind in ("grpc", "http", "metrics")),
+        f"--exit-timeout-secs={EXIT_TIMEOUT}",
+        "--disable-auto-complete-config",
+    ]
+    server = spawn("Triton", f"127.0.0.1:{grpc}", folder, command, _environment(wheel))
+    try:
+        return server.wait_ready(lambda: _serves(http), settings.start_timeout)
+    except UserError:
+        clean(regions)
+        raise
+
+
+def clean(regions: str) -> None:
+    """Remove what a killed tritonserver left in shared memory."""
+    for region in SHARED_MEMORY.glob(f"{regions}*"):
+        region.unlink(missing_ok=True)
+
+
+def _wheel() -> Path:
+    spec = importlib.util.find_spec("pytriton")
+    for folder in spec.submodule_search_locations or () if spec else ():
+        if (Path(folder) / "tritonserver" / "bin" / "tritonserver").exists():
+            return Path(folder) / "tritonserver"
+    raise UserError(
+        "no tritonserver here: pip install 'facetstream[models,embedded]' on Linux, or set FACETSTREAM_TRITON_URL"
+    )
+
+
+def _repository(settings: Settings) -> Path:
+    repository = settings.model_repository.resolve()
+    absent = [name for name in MODELS if not (repository / name / "config.pbtxt").exists()]
+    if absent:
+        raise UserError(f"{variable('model_repository')}={repository} holds no model {' or '.join(absent)}")
+    return repository
+
+
+def _backends(wheel: Path, folder: Path) -> Path:
+    """A backend directory as tritonserver wants it: library, helper and the stub of this CPython side by side."""
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    backend = folder / "backends" / "python"
+    backend.mkdir(parents=True, exist_ok=True)
+    for source in (
+        wheel / "backends" / "python" / "libtriton_python.so",
+        wheel / "backends" / "python" / "triton_python_backend_utils.py",
+        wheel / "python_backend_stubs" / python / "triton_python_backend_stub",
+    ):
+        link = backend / source.name
+        link.unlink(missing_ok=True)
+        link.symlink_to(source)
+    return backend.parent
+
+
+def _environment(wheel: Path) -> dict[str, str]:
+    """Where the stub, which embeds CPython, finds libpython, the standard library, the wheels and our `models`."""
+    site = wheel.parent.parent
+    libraries = (sysconfig.get_config_var("LIBDIR"), site / "nvidia_pytriton.libs")
+    packages = (site, Path(next(iter(models.__path__))).parent)
+    return {
+        "LD_LIBRARY_PATH": ":".join(map(str, libraries)),
+        "PYTHONPATH": ":".join(map(str, packages)),
+        "PYTHONHOME": sys.base_prefix,
+    }
+
+
+def _serves(http: int) -> bool:
+    """Whether every model is ready."""
+    try:
+        for name in MODELS:
+            urllib.request.urlopen(f"http://127.0.0.1:{http}/v2/models/{name}/ready", timeout=1).close()
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,110 @@
+"""The four servers as addresses: a running one where a variable names it, else the embedded one on a free port.
+
+    FACETSTREAM_TEST_KAFKA  FACETSTREAM_TEST_REDIS  FACETSTREAM_TEST_TRITON  FACETSTREAM_TEST_QDRANT
+
+A service that is missing skips its tests with the reason, and fails them when FACETSTREAM_REQUIRE names it
+(`kafka` is a real one, which survives a restart; comma list).
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+import redis
+
+from stream.embedded.process import Server
+from stream.errors import UserError
+from stream.settings import Settings, load
+
+ROOT = Path(__file__).parent.parent
+START_TIMEOUT = 120.0  # seconds; the machine may be busy
+
+
+def need(service: str, reason: str) -> NoReturn:
+    """Skip the test, or fail it when FACETSTREAM_REQUIRE names the service."""
+    if service in os.environ.get("FACETSTREAM_REQUIRE", "").replace(" ", "").split(","):
+        pytest.fail(f"FACETSTREAM_REQUIRE names {service}, but {reason}", pytrace=False)
+    pytest.skip(reason)
+
+
+def serve(service: str, start: Callable[[Settings], Server], settings: Settings) -> Iterator[str]:
+    """The address of an embedded server, stopped afterwards."""
+    try:
+        server = start(settings)
+    except UserError as error:
+        if " here: " not in str(error):  # what is installed must start
+            raise
+        need(service, str(error))
+    yield server.address
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def embedded_settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """Settings of servers for tests: nothing of the developer's own run is touched."""
+    return load(
+        data_folder=tmp_path_factory.mktemp("servers"),
+        model_repository=ROOT / "triton_repo",
+        start_timeout=START_TIMEOUT,
+        kafka_url=None,
+        redis_url=None,
+        triton_url=None,
+        qdrant_url=None,
+    )
+
+
+@pytest.fixture(scope="session")
+def redis_url(embedded_settings: Settings) -> Iterator[str]:
+    from stream.embedded import redis as embedded
+
+    given = os.environ.get("FACETSTREAM_TEST_REDIS")
+    yield from [given] if given else serve("redis", embedded.start, embedded_settings)
+
+
+@pytest.fixture
+def redis_db(redis_url: str) -> Iterator[str]:
+    """An empty Redis. A server that the tests did not start lends a database that is empty, and gets it back so."""
+    with redis.Redis.from_url(redis_url) as client:
+        if "FACETSTREAM_TEST_REDIS" not in os.environ:
+            client.flushall()
+        elif client.dbsize():
+            need("redis", f"database {redis_url} is not empty: name an empty one in FACETSTREAM_TEST_REDIS")
+        client.script_flush()
+        yield redis_url
+        client.flushdb()
+
+
+@pytest.fixture(scope="session")
+def triton_url(embedded_settings: Settings) -> Iterator[str]:
+    from stream.embedded import triton as embedded
+
+    given = os.environ.get("FACETSTREAM_TEST_TRITON")
+    yield from [given] if given else serve("triton", embedded.start, embedded_settings)
+
+
+@pytest.fixture(scope="session")
+def qdrant_url(embedded_settings: Settings) -> Iterator[str]:
+    from stream.embedded import qdrant as embedded
+
+    given = os.environ.get("FACETSTREAM_TEST_QDRANT")
+    yield from [given] if given else serve("qdrant", embedded.start, embedded_settings)
+
+
+@pytest.fixture(scope="session")
+def kafka_url(embedded_settings: Settings) -> Iterator[str]:
+    """A running broker, else a real one from KAFKA_HOME, else librdkafka's in-memory broker."""
+    from stream.embedded import kafka as embedded
+
+    given = os.environ.get("FACETSTREAM_TEST_KAFKA")
+    yield from [given] if given else serve("kafka", embedded.start, embedded_settings)
+
+
+@pytest.fixture(scope="session")
+def real_kafka_url(request: pytest.FixtureRequest) -> str:
+    """A broker with consumer groups and durability."""
+    if not (os.environ.get("FACETSTREAM_TEST_KAFKA") or os.environ.get("KAFKA_HOME")):
+        need("kafka", "the in-memory broker knows no groups: set KAFKA_HOME (with Java) or FACETSTREAM_TEST_KAFKA")
+    url: str = request.getfixturevalue("kafka_url")
+    return url
