@@ -1,0 +1,79 @@
+"""In-memory twins of `Models` and `Vectors`, for tests and for trying things out: no server, no file, no network."""
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+from qdrant_client import AsyncQdrantClient
+
+from models.contract import DIM, SCENARIOS
+from stream.adapters.qdrant import QdrantVectors
+from stream.points import ITEMS, USERS
+from stream.ports import Encoded, Floats, HistoryTensors, Interests, ModelCard
+
+
+class MemoryVectors(QdrantVectors):
+    """The real adapter over Qdrant's official local engine, in memory."""
+
+    def __init__(self, users: str = USERS, items: str = ITEMS) -> None:
+        super().__init__(AsyncQdrantClient(":memory:"), users, items)
+
+    async def _index(self, name: str, fields: Mapping[str, Any]) -> None:
+        """The local engine scans payloads and warns of any index."""
+
+
+class MemoryModels:
+    """Models without learning: an item's codes are a hash of its text and its embedding a vector drawn from the codes;
+    interest k of a scenario is the mean of the known items whose codes fall into class k, the scenario's own events
+    counted twice. The same input gives the same output anywhere, whatever the padding."""
+
+    def __init__(self, interests: int = 4, code_bytes: int = 4) -> None:
+        self._card = ModelCard(DIM, interests, code_bytes, codebook_version=1, model_version="1")
+
+    async def ready(self) -> bool:
+        return True
+
+    async def close(self) -> None:
+        pass
+
+    async def card(self) -> ModelCard:
+        return self._card
+
+    async def encode(self, texts: Sequence[str]) -> Encoded:
+        codes = [blake2b(text.encode(), digest_size=self._card.code_bytes).digest() for text in texts]
+        return Encoded(
+            np.stack([_drawn(code) for code in codes]),
+            np.frombuffer(b"".join(codes), np.uint8).reshape(len(codes), -1),
+            np.ones(len(codes), np.float32),
+        )
+
+    async def interests(self, histories: HistoryTensors) -> Interests:
+        shape = (len(histories.valid), len(SCENARIOS), self._card.interests)
+        vectors = np.broadcast_to(self._priors(), (*shape, DIM)).copy()
+        weights = np.ones(shape, np.float32)
+        for row, event in zip(*np.nonzero(histories.valid), strict=True):
+            code = histories.codes[row, event].tobytes()
+            counts = np.where(np.arange(len(SCENARIOS)) == histories.scenario[row, event], 2.0, 1.0)
+            k = code[0] % self._card.interests
+            vectors[row, :, k] += counts[:, None] * _drawn(code)
+            weights[row, :, k] += counts
+        return Interests(_unit(vectors), weights / weights.sum(-1, keepdims=True))
+
+    def _priors(self) -> Floats:
+        """What a user without history is taken for: [scenario, K, dim], faint."""
+        names = [[f"{scenario}_{k}".encode() for k in range(self._card.interests)] for scenario in SCENARIOS]
+        return np.stack([[_drawn(name) for name in row] for row in names]) * np.float32(1e-3)
+
+
+@lru_cache(maxsize=100_000)
+def _drawn(code: bytes) -> Floats:
+    """A unit vector [dim] that is a function of `code`."""
+    seed = int.from_bytes(blake2b(code, digest_size=8).digest(), "big")
+    return _unit(np.random.default_rng(seed).standard_normal(DIM).astype(np.float32))
+
+
+def _unit(vectors: Floats) -> Floats:
+    unit: Floats = (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
+    return unit
