@@ -1,0 +1,88 @@
+"""`facetstream`: each command is a module of `stream.commands`, imported only when it is called for.
+
+Exit codes: 0 done, 1 failed or found something bad, 2 a user's mistake, 130 interrupted. An error is one sentence on
+stderr; `facetstream --debug COMMAND` shows the stack trace.
+"""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+import click
+
+from stream.errors import Permanent, Transient, UserError
+
+COMMANDS = {
+    "demo": "Run everything embedded and watch a recommendation change.",
+    "worker": "Consume events and keep profiles fresh.",
+    "provision": "Create topics and collections, load the codebook.",
+    "produce": "Replay files of events and items into Kafka.",
+    "inspect": "Show what is known of a user.",
+    "recommend": "Show what a user would be recommended.",
+    "synthesize": "Write a synthetic population to files.",
+    "validate": "Check a file of events or items.",
+    "schema": "Print the JSON Schemas of events and items.",
+    "config": "Print the settings in force.",
+}
+
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:  # noqa: ARG002
+        if name not in COMMANDS:
+            return None
+        command: click.Command = import_module(f"stream.commands.{name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--debug", is_flag=True, expose_value=False, help="Show stack traces.")
+@click.version_option(package_name="facetstream")
+def cli() -> None:
+    """Streaming, real-time user profiles."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The console script: runs a command and exits."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """A command's exit code; a command returns None or its code."""
+    try:
+        code = cli.main(args=list(arguments), prog_name="facetstream", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except (click.Abort, KeyboardInterrupt):
+        return 130
+    except Exception as error:
+        if "--debug" in arguments:
+            raise
+        return _explain(error)
+
+
+def _explain(error: Exception) -> int:
+    match error:
+        case click.exceptions.NoArgsIsHelpError():
+            error.show()
+            return 2
+        case click.ClickException():
+            text, code = error.format_message(), 2
+        case UserError():
+            text, code = str(error), 2
+        case Transient() | Permanent():
+            text, code = str(error), 1
+        case _:
+            text = f"{type(error).__name__}: {error} (facetstream --debug shows where)"
+            code = 1
+    print("facetstream:", " ".join(text.split()), file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    main()
