@@ -96,7 +96,8 @@ class Items(Protocol):
     async def wait(self, waiting: Sequence[tuple[int, str]]) -> None:
         """Remember that the history of a user (second) waits for the codes of an item index (first)."""
 
-    async def waiting(self, index: int) -> list[str]: ...
+    async def waiting(self, indexes: Sequence[int]) -> list[tuple[int, str]]:
+        """Everyone who waits for one of these."""
 
-    async def release(self, index: int, users: Sequence[str]) -> None:
-        """Forget those users."""
+    async def release(self, waiting: Sequence[tuple[int, str]]) -> None:
+        """Those wait no longer."""

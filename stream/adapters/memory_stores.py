@@ -142,8 +142,9 @@ class MemoryItems:
         for index, user in waiting:
             self.waiters[index].add(user)
 
-    async def waiting(self, index: int) -> list[str]:
-        return sorted(self.waiters[index])
+    async def waiting(self, indexes: Sequence[int]) -> list[tuple[int, str]]:
+        return [(i, user) for i in indexes for user in sorted(self.waiters[i])]
 
-    async def release(self, index: int, users: Sequence[str]) -> None:
-        self.waiters[index].difference_update(users)
+    async def release(self, waiting: Sequence[tuple[int, str]]) -> None:
+        for index, user in waiting:
+            self.waiters[index].discard(user)

@@ -1,6 +1,7 @@
 """Histories and items in Redis. Each Lua call touches one hash slot: `{shard}` for users, the item's own key for items."""
 
 import re
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import lru_cache
 from hashlib import sha1
@@ -27,6 +28,7 @@ _WAITS = (
     exceptions.OutOfMemoryError,
 )
 _WAIT_CODES = re.compile(r"\b(OOM|LOADING|READONLY|MASTERDOWN|BUSY|MISCONF|NOREPLICAS|CLUSTERDOWN)\b")
+COUNTERS = "fs:counters"
 SALTS = 16  # two items rarely want one index; this many never do
 
 
@@ -188,16 +190,29 @@ class RedisItems:
     async def wait(self, waiting: Sequence[tuple[int, str]]) -> None:
         await _pipelined(self._redis, lambda p: [p.sadd(waiting_key(i), user) for i, user in waiting])
 
-    async def waiting(self, index: int) -> list[str]:
-        members = await guarded(cast(Awaitable[Any], self._redis.smembers(waiting_key(index))))
-        return sorted(member.decode() for member in members)
+    async def waiting(self, indexes: Sequence[int]) -> list[tuple[int, str]]:
+        pages = await _pipelined(self._redis, lambda p: [p.smembers(waiting_key(i)) for i in indexes])
+        return [(i, user.decode()) for i, users in zip(indexes, pages, strict=True) for user in sorted(users)]
 
-    async def release(self, index: int, users: Sequence[str]) -> None:
-        if users:
-            await guarded(cast(Awaitable[Any], self._redis.srem(waiting_key(index), *users)))
+    async def release(self, waiting: Sequence[tuple[int, str]]) -> None:
+        await _pipelined(self._redis, lambda p: [p.srem(waiting_key(i), user) for i, user in waiting])
 
     def _known(self, codes: bytes | None) -> bytes | None:
         return codes[2:] if codes is not None and codes[:2] == self._tag else None
+
+
+class RedisCounters:
+    """`stream.stats.CounterStore` on Redis."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+
+    async def add(self, counts: Mapping[str, int]) -> None:
+        await _pipelined(self._redis, lambda p: [p.hincrby(COUNTERS, name, n) for name, n in counts.items()])
+
+    async def read(self) -> Counter[str]:
+        found = await guarded(cast(Awaitable[Any], self._redis.hgetall(COUNTERS)))
+        return Counter({name.decode(): int(n) for name, n in found.items()})
 
 
 async def _pipelined(redis: Redis, commands: Callable[[Any], object]) -> list[Any]:

@@ -1,0 +1,116 @@
+"""From catalogue items to codes in the store and vectors in Qdrant.
+
+1. validate; what is no item becomes a dead letter; of one item's records in a batch the last counts
+2. encode the texts
+3. upsert into Qdrant's `items`
+4. store the codes; then mark dirty the users whose histories wait for them (the order matters: see `stream.pending`)
+5. dead letters written
+
+The batch is acknowledged by the caller, after `handle` has returned.
+"""
+
+import time
+from collections.abc import Sequence
+
+from stream.batches import Batch, Record
+from stream.dirty_queue import DirtyQueue
+from stream.errors import Permanent
+from stream.events import Item, parse_item
+from stream.identity import item_key
+from stream.ingest import ItemCache, dead_letter, payload
+from stream.ports import CatalogueEntry, DeadLetter, Encoded, Log, Models, Vectors
+from stream.retry import persistently
+from stream.stats import Stats
+from stream.stores import Dirty, Histories, Items
+
+CHUNK = 256  # items encoded and stored at once
+Parsed = tuple[Record, Item]
+
+
+class Catalog:
+    """Applies batches of the topic `items`."""
+
+    def __init__(
+        self,
+        *,
+        items: Items,
+        cache: ItemCache,
+        histories: Histories,
+        models: Models,
+        vectors: Vectors,
+        log: Log,
+        queue: DirtyQueue,
+        stats: Stats,
+        max_bytes: int,
+    ) -> None:
+        self._items = items
+        self._cache = cache
+        self._histories = histories
+        self._models = models
+        self._vectors = vectors
+        self._log = log
+        self._queue = queue
+        self._stats = stats
+        self._limit = max_bytes
+
+    async def handle(self, batch: Batch) -> None:
+        """Apply a batch; on return everything in it is durable. Waits for as long as a service is away."""
+        newest, letters = self._validate(batch)
+        records = list(newest.values())
+        for start in range(0, len(records), CHUNK):
+            letters += await self._store_or_split(batch, records[start : start + CHUNK])
+        if letters:
+            await persistently(lambda: self._log.dead_letter(letters))
+            self._stats.add("dead_letters", len(letters))
+
+    def _validate(self, batch: Batch) -> tuple[dict[str, Parsed], list[DeadLetter]]:
+        newest: dict[str, Parsed] = {}
+        letters: list[DeadLetter] = []
+        for record in batch.records:
+            try:
+                item = parse_item(payload(record, self._limit))
+            except Permanent as error:
+                letters.append(dead_letter(batch, record, str(error)))
+            else:
+                newest[item.item_id] = (record, item)
+        return newest, letters
+
+    async def _store_or_split(self, batch: Batch, records: Sequence[Parsed]) -> list[DeadLetter]:
+        """Store the items; when they are refused for good, find by halves which, and give those up."""
+        try:
+            await persistently(lambda: self._store([item for _, item in records]))
+        except Permanent as error:
+            if len(records) == 1:
+                return [dead_letter(batch, records[0][0], str(error))]
+            middle = len(records) // 2
+            left = await self._store_or_split(batch, records[:middle])
+            return left + await self._store_or_split(batch, records[middle:])
+        return []
+
+    async def _store(self, items: Sequence[Item]) -> None:
+        encoded = await self._models.encode([item.content for item in items])
+        await self._vectors.put_items(_entries(items, encoded))
+        names = [item_key(item.item_id) for item in items]
+        claimed = await self._items.claim(names)
+        await self._items.put_codes(
+            {stored.index: codes.tobytes() for stored, codes in zip(claimed, encoded.codes, strict=True)}
+        )
+        self._cache.forget(names)
+        await self._wake([stored.index for stored in claimed])
+        self._stats.add("items_applied", len(items))
+
+    async def _wake(self, indexes: Sequence[int]) -> None:
+        waiting = await self._items.waiting(indexes)
+        now_ms = int(time.time() * 1000)
+        marks = [Dirty(user, now_ms) for user in dict.fromkeys(user for _, user in waiting)]
+        if marks:
+            await self._histories.mark(marks)
+            self._queue.put(marks)
+            await self._items.release(waiting)
+
+
+def _entries(items: Sequence[Item], encoded: Encoded) -> list[CatalogueEntry]:
+    return [
+        CatalogueEntry(item, embedding, float(fidelity))
+        for item, embedding, fidelity in zip(items, encoded.embeddings, encoded.fidelity, strict=True)
+    ]

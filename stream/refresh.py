@@ -1,0 +1,175 @@
+"""From dirty users to searchable profiles.
+
+One refresh of a batch of users, each step safe to repeat after a crash:
+
+1. read the packed histories
+2. fill codes that were pending and are known by now; encode queries met for the first time
+3. ask the models for interests: codes travel, never embeddings
+4. upsert into Qdrant, each user only over a version that is not newer (law 3)
+5. announce on profiles.updated
+6. clear the dirty mark if the version has not moved since step 1 (law 4)
+
+Announcing comes before clearing, so that a crash between the two repeats an announcement and never loses one.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from stream import history
+from stream.dirty_queue import DirtyQueue
+from stream.errors import Permanent, Transient
+from stream.pending import Pending
+from stream.ports import Log, ModelCard, Models, Profile, Update, Vectors
+from stream.retry import LONGEST_DELAY, delays
+from stream.stats import Stats
+from stream.stores import Dirty, Histories, Refreshed
+
+IDLE = 0.5  # seconds after which an idle drain looks again, whatever it was told
+PENALTY = 30.0  # seconds until a user whose refresh failed for good is tried again by a sweep
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast a worker refreshes."""
+
+    batch: int  # users per model call
+    concurrency: int  # batches under way at once
+    sweep_interval: float  # seconds
+
+
+class Refresher:
+    """Drains the dirty users of one worker until cancelled."""
+
+    def __init__(
+        self,
+        *,
+        histories: Histories,
+        pending: Pending,
+        models: Models,
+        vectors: Vectors,
+        log: Log,
+        card: ModelCard,
+        queue: DirtyQueue,
+        stats: Stats,
+        pace: Pace,
+        owned: Callable[[], Sequence[int]],
+    ) -> None:
+        self._histories = histories
+        self._pending = pending
+        self._models = models
+        self._vectors = vectors
+        self._log = log
+        self._card = card
+        self._queue = queue
+        self._stats = stats
+        self._pace = pace
+        self._owned = owned  # virtual shards of this worker, now
+        self._penalised: dict[str, float] = {}
+
+    async def run(self) -> None:
+        """Sweep and drain side by side."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._sweep())
+            for _ in range(self._pace.concurrency):
+                group.create_task(self._drain())
+
+    async def _sweep(self) -> None:
+        """Find dirty users that nobody told us of: of a worker that died, of a rebalance, of the catalogue."""
+        while True:
+            try:
+                marks = await self._histories.dirty(self._owned(), self._pace.batch)
+                settled_ms = time.time() * 1000 - self._pace.sweep_interval * 1000  # younger marks have been told of
+                self._queue.prune()
+                self._queue.put(m for m in marks if m.since_ms < settled_ms and self._due(m.user_id))
+            except Transient as error:
+                log.warning("sweep: %s", error)
+            await asyncio.sleep(self._pace.sweep_interval)
+
+    async def _drain(self) -> None:
+        waits = delays()
+        while True:
+            marks = self._queue.take(self._pace.batch, time.monotonic())
+            if not marks:
+                await self._queue.arrival(time.monotonic(), IDLE)
+                continue
+            try:
+                await self._refresh_or_split(marks)
+                waits = delays()
+            except Transient as error:
+                delay = min(next(waits), LONGEST_DELAY)
+                log.warning("refresh of %d users: %s; trying again in %.1f s", len(marks), error, delay)
+                self._queue.put(marks)
+                await asyncio.sleep(delay)
+            finally:
+                self._queue.done(m.user_id for m in marks)
+
+    async def _refresh_or_split(self, marks: Sequence[Dirty]) -> None:
+        """Refresh a batch; when it is refused for good, find out by halves whose fault it is."""
+        try:
+            await self.refresh(marks)
+        except Permanent as error:
+            if len(marks) == 1:
+                self._punish(marks[0].user_id, error)
+                return
+            middle = len(marks) // 2
+            await self._refresh_or_split(marks[:middle])
+            await self._refresh_or_split(marks[middle:])
+
+    async def refresh(self, marks: Sequence[Dirty]) -> None:
+        """Bring the profiles of these users up to date and clear their marks."""
+        read_ms = int(time.time() * 1000)
+        packed = await self._histories.read([m.user_id for m in marks])
+        present = {m.user_id: data for m, data in zip(marks, packed, strict=True) if data is not None}
+        gone = [Refreshed(m.user_id, 0, read_ms) for m in marks if m.user_id not in present]
+        if present:
+            present = await self._pending.fill(present)
+            profiles = await self._profiles(present)
+            await self._vectors.put_profiles(profiles)
+            self._measure([m for m in marks if m.user_id in present])
+            await self._log.announce([_update(p) for p in profiles])
+        done = [Refreshed(user, history.version_of(data), read_ms) for user, data in present.items()]
+        cleared = await self._histories.settle([*done, *gone])
+        moved = [r.user_id for r, clean in zip([*done, *gone], cleared, strict=True) if not clean]
+        self._queue.put(Dirty(user, read_ms) for user in moved)
+
+    async def _profiles(self, present: dict[str, bytes]) -> list[Profile]:
+        answer = await self._models.interests(history.tensors(list(present.values())))
+        return [
+            Profile(
+                user_id=user,
+                version=history.version_of(data),
+                model_version=self._card.model_version,
+                codebook_version=self._card.codebook_version,
+                event_ts=history.newest_ts(data),
+                vectors=vectors,
+                weights=weights,
+            )
+            for (user, data), vectors, weights in zip(present.items(), answer.vectors, answer.weights, strict=True)
+        ]
+
+    def _measure(self, marks: Sequence[Dirty]) -> None:
+        now_ms = time.time() * 1000
+        self._stats.add("refreshes", len(marks))
+        for mark in marks:
+            self._stats.fresh(now_ms - mark.since_ms)
+
+    def _punish(self, user_id: str, error: Permanent) -> None:
+        log.error("user %r cannot be refreshed and stays dirty: %s", user_id, error)
+        self._stats.add("refreshes_refused")
+        self._penalised[user_id] = time.monotonic() + PENALTY
+
+    def _due(self, user_id: str) -> bool:
+        if self._penalised.get(user_id, 0.0) > time.monotonic():
+            return False
+        self._penalised.pop(user_id, None)
+        return user_id not in self._queue
+
+
+def _update(profile: Profile) -> Update:
+    return Update(
+        profile.user_id, profile.version, profile.model_version, profile.codebook_version, profile.event_ts
+    )
