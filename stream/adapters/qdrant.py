@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -40,7 +40,7 @@ class Stats:
     fidelity: float  # mean cos(embedding, decoded codes) over the items; nan when there are none
 
 
-def connect(url: str, settings: Settings) -> "QdrantVectors":
+def connect(url: str, settings: Settings, users: str = USERS, items: str = ITEMS) -> "QdrantVectors":
     """Nothing is sent yet; the client connects with each request, so it survives restarts of Qdrant."""
     key = settings.qdrant_api_key
     client = AsyncQdrantClient(
@@ -50,7 +50,7 @@ def connect(url: str, settings: Settings) -> "QdrantVectors":
         timeout=math.ceil(settings.qdrant_timeout),
         check_compatibility=False,  # it would ask from a thread of its own; `provision` checks the version
     )
-    return QdrantVectors(client)
+    return QdrantVectors(client, users, items)
 
 
 class QdrantVectors:
@@ -148,9 +148,9 @@ class QdrantVectors:
             except UnexpectedResponse as error:
                 if error.status_code != httpx.codes.CONFLICT:  # another process was quicker
                     raise
-        wanted, found = _shape(vectors), await self._shape(name)
-        if wanted != found:
-            raise Permanent(f"Qdrant collection {name!r} has {_told(found)}, the models need {_told(wanted)}")
+        difference = _difference(found=await self._shape(name), wanted=_shape(vectors))
+        if difference:
+            raise Permanent(f"Qdrant collection {name!r} is not what the models need: it {difference}")
 
     async def _shape(self, name: str) -> Shape:
         vectors = (await self._client.get_collection(name)).config.params.vectors
@@ -170,10 +170,23 @@ def _shape(vectors: models.VectorParams | Mapping[str, models.VectorParams]) -> 
     return {name: (params.size, str(params.distance)) for name, params in named.items()}
 
 
-def _told(shape: Shape) -> str:
-    kinds = sorted({f"{size}-d {distance}" for size, distance in shape.values()})
-    names = "one unnamed vector" if set(shape) == {""} else f"vectors {', '.join(sorted(shape)) or 'none'}"
-    return f"{names} ({', '.join(kinds)})"
+def _difference(found: Shape, wanted: Shape) -> str:
+    """In words, what keeps `found` from being `wanted`; empty when nothing does."""
+
+    def told(names: Iterable[str]) -> str:
+        return ", ".join(sorted(name or "(unnamed)" for name in names))
+
+    kinds = {
+        f"{found[n][0]}-d {found[n][1]}, not {wanted[n][0]}-d {wanted[n][1]}"
+        for n in found.keys() & wanted.keys()
+        if found[n] != wanted[n]
+    }
+    parts = {
+        "lacks vectors": told(wanted.keys() - found.keys()),
+        "has unknown vectors": told(found.keys() - wanted.keys()),
+        "has vectors of": told(kinds),
+    }
+    return " and ".join(f"{what} {which}" for what, which in parts.items() if which)
 
 
 def _item(entry: CatalogueEntry) -> models.PointStruct:
@@ -257,7 +270,7 @@ def _translated() -> Iterator[None]:
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         raise Permanent(f"Qdrant query: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-    except ValueError as error:  # the local engine's refusals, and bodies that are no JSON
+    except (ValueError, AssertionError) as error:  # the local engine refuses, or a body is no JSON or holds no result
         raise Permanent(f"Qdrant: {error}") from error
 
 
