@@ -7,6 +7,7 @@ A service that is missing skips its tests with the reason, and fails them when F
 """
 
 import os
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -20,6 +21,7 @@ from stream.settings import Settings, load
 
 ROOT = Path(__file__).parent.parent
 START_TIMEOUT = 120.0  # seconds; the machine may be busy
+collect_ignore = ["compose", "containers"]  # they build images: `make test-compose` names them
 
 
 def need(service: str, reason: str) -> NoReturn:
@@ -108,3 +110,15 @@ def real_kafka_url(request: pytest.FixtureRequest) -> str:
         need("kafka", "the in-memory broker knows no groups: set KAFKA_HOME (with Java) or FACETSTREAM_TEST_KAFKA")
     url: str = request.getfixturevalue("kafka_url")
     return url
+
+
+@pytest.fixture(scope="session")
+def docker() -> None:
+    """A Docker Engine and Compose that answer."""
+    for command in (["docker", "info"], ["docker", "compose", "version"]):
+        try:
+            answer = subprocess.run(command, capture_output=True, text=True, check=False)
+        except OSError as error:
+            need("docker", f"there is no Docker client: {error}")
+        if answer.returncode:
+            need("docker", f"{' '.join(command)} says: {(answer.stderr or answer.stdout).strip().splitlines()[-1]}")

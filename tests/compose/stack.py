@@ -1,0 +1,88 @@
+"""docker-compose.yml, brought up under a name and on ports of its own."""
+
+import os
+import socket
+import subprocess
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+ROOT = Path(__file__).parents[2]
+SERVERS = ("kafka", "redis", "qdrant", "triton", "worker")
+UP_SECONDS = 300  # until everything is healthy, once it is built
+LOG_LINES = 40
+
+
+def free_ports(count: int) -> list[int]:
+    """Different ones, free a moment ago."""
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [s.getsockname()[1] for s in sockets]
+
+
+class ComposeError(Exception):
+    """A docker compose command failed: what it said, and the last lines of every service."""
+
+
+@dataclass(frozen=True)
+class Stack:
+    """One project of Compose."""
+
+    project: str
+    ports: dict[str, int]  # on 127.0.0.1, by variable
+
+    @classmethod
+    def new(cls) -> "Stack":
+        names = [f"FACETSTREAM_{part}_PORT" for part in ("KAFKA", "REDIS", "TRITON", "QDRANT", "WEB")]
+        return cls(f"facetstream-test-{uuid4().hex[:8]}", dict(zip(names, free_ports(len(names)), strict=True)))
+
+    @property
+    def addresses(self) -> dict[str, str]:
+        """The four parts as settings of a process on the host."""
+        port = self.ports
+        return {
+            "FACETSTREAM_KAFKA_URL": f"127.0.0.1:{port['FACETSTREAM_KAFKA_PORT']}",
+            "FACETSTREAM_REDIS_URL": f"redis://127.0.0.1:{port['FACETSTREAM_REDIS_PORT']}/0",
+            "FACETSTREAM_TRITON_URL": f"127.0.0.1:{port['FACETSTREAM_TRITON_PORT']}",
+            "FACETSTREAM_QDRANT_URL": f"http://127.0.0.1:{port['FACETSTREAM_QDRANT_PORT']}",
+        }
+
+    def compose(self, *words: str) -> str:
+        """Run a docker compose command; its stdout. Raises `ComposeError`."""
+        answer = self._run(*words)
+        if answer.returncode:
+            raise ComposeError(f"docker compose {' '.join(words)}:\n{answer.stderr[-4_000:]}\n{self.logs()}")
+        return answer.stdout
+
+    def up(self) -> None:
+        self.compose("up", "--detach", "--build", "--wait", "--wait-timeout", str(UP_SECONDS))
+
+    def kill(self, service: str) -> None:
+        """As a crash would."""
+        self.compose("kill", service)
+
+    def start(self, service: str) -> None:
+        """What is there of a service, until it is healthy."""
+        self.compose(
+            "up", "--detach", "--no-deps", "--no-recreate", "--wait", "--wait-timeout", str(UP_SECONDS), service
+        )
+
+    def restarts(self, service: str) -> int:
+        """How often the engine had to restart it because it ended by itself."""
+        container = self.compose("ps", "--quiet", service).strip()
+        command = ["docker", "inspect", "--format", "{{.RestartCount}}", container]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    def logs(self) -> str:
+        """The last lines of every service."""
+        return self._run("logs", "--no-color", "--tail", str(LOG_LINES)).stdout
+
+    def down(self) -> None:
+        self._run("down", "--volumes", "--remove-orphans", "--timeout", "5")
+
+    def _run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("FACETSTREAM_")}
+        environment = clean | {name: str(port) for name, port in self.ports.items()}
+        command = ["docker", "compose", "--project-name", self.project, *words]
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
