@@ -1,4 +1,4 @@
-"""What the served models promise the stream: names, dtypes and shapes of tensors. Free of torch, so a worker can import it.
+"""What the served models promise the stream: names, dtypes and shapes of tensors. Torch-free: workers import it.
 
 Scenarios and actions are stored as their position in these tuples: append, never reorder.
 """

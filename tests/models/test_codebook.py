@@ -1,0 +1,128 @@
+"""The residual codebook's invariants, as PAPERS.md states them."""
+
+import hypothesis.strategies as st
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+
+from models.bits import pack, packed_bytes, unpack
+from models.codebook import FILE, CodebookConfig, ResidualCodebook
+from models.kmeans import balanced_assign, balanced_kmeans
+
+VECTORS = st.builds(
+    lambda seed, n: torch.randn(n, 16, generator=torch.Generator().manual_seed(seed)),
+    st.integers(0, 2**32),
+    st.integers(1, 40),
+)
+
+
+@pytest.fixture(scope="module")
+def book() -> ResidualCodebook:
+    vectors = F.normalize(torch.randn(600, 16, generator=torch.Generator().manual_seed(1)), dim=-1)
+    return ResidualCodebook.fit(vectors, CodebookConfig(dim=16, levels=4, codewords=32), iterations=5)
+
+
+@given(vectors=VECTORS)
+@settings(max_examples=50, deadline=None)
+def test_residual_is_orthogonal_to_the_chosen_codeword(book: ResidualCodebook, vectors: torch.Tensor) -> None:
+    parts = book.decompose(vectors)
+    for level in range(book.config.levels):
+        chosen = book.codewords[level, parts.indices[:, level]]
+        assert (parts.residuals[:, level + 1] * chosen).sum(-1).abs().max() < 1e-4
+
+
+@given(vectors=VECTORS)
+@settings(max_examples=50, deadline=None)
+def test_pythagoras_and_error_never_grows_with_depth(book: ResidualCodebook, vectors: torch.Tensor) -> None:
+    parts = book.decompose(vectors)
+    left = parts.residuals.square().sum(-1)
+    torch.testing.assert_close(left[:, :-1], parts.scales.square() + left[:, 1:], rtol=1e-4, atol=1e-5)
+    assert (left[:, 1:] <= left[:, :-1] + 1e-5).all()
+
+
+@given(vectors=VECTORS)
+@settings(max_examples=50, deadline=None)
+def test_the_chosen_codeword_has_the_largest_cosine(book: ResidualCodebook, vectors: torch.Tensor) -> None:
+    parts = book.decompose(vectors)
+    for level in range(book.config.levels):
+        cosines = F.cosine_similarity(parts.residuals[:, level, None], book.codewords[level][None], dim=-1)
+        chosen = cosines.gather(1, parts.indices[:, level, None])[:, 0]
+        assert (chosen >= cosines.max(dim=1).values - 1e-5).all()
+
+
+@given(vectors=VECTORS)
+@settings(max_examples=50, deadline=None)
+def test_codes_are_opaque_bytes_that_decode_alike_every_time(book: ResidualCodebook, vectors: torch.Tensor) -> None:
+    codes = book.encode(vectors)
+    assert codes.dtype == torch.uint8
+    assert codes.shape == (len(vectors), book.config.code_bytes)
+    decoded = book.decode(codes)
+    assert torch.equal(decoded, book.decode(codes.clone()))
+    assert torch.equal(codes, torch.cat([book.encode(row[None]) for row in vectors]))
+    torch.testing.assert_close(decoded.norm(dim=-1), torch.ones(len(vectors)))
+
+
+def test_any_bytes_decode_to_finite_unit_vectors(book: ResidualCodebook) -> None:
+    codes = torch.randint(0, 256, (3, 50, book.config.code_bytes), dtype=torch.uint8)
+    decoded = book.decode(codes)
+    assert decoded.shape == (3, 50, 16)
+    assert decoded.isfinite().all()
+
+
+@given(
+    widths=st.lists(st.integers(0, 12), min_size=1, max_size=9).filter(lambda w: sum(w) > 0),
+    seed=st.integers(0, 2**32),
+)
+@settings(deadline=None)
+def test_packing_round_trip(widths: list[int], seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    numbers = torch.stack([torch.randint(0, 2**width, (7,), generator=generator) for width in widths], dim=1)
+    packed = pack(numbers, widths)
+    assert packed.shape == (7, packed_bytes(widths))
+    assert torch.equal(unpack(packed, widths), numbers)
+
+
+@given(n=st.integers(1, 300), k=st.integers(1, 20), seed=st.integers(0, 2**32))
+@settings(max_examples=50, deadline=None)
+def test_clusters_are_balanced_within_one(n: int, k: int, seed: int) -> None:
+    scores = torch.rand(n, k, generator=torch.Generator().manual_seed(seed)) + 3 * torch.eye(k)[0]
+    sizes = balanced_assign(scores).bincount(minlength=k)
+    assert sizes.sum() == n
+    assert sizes.max() - sizes.min() <= 1
+
+
+def test_kmeans_finds_planted_clusters() -> None:
+    generator = torch.Generator().manual_seed(3)
+    centres = F.normalize(torch.randn(8, 16, generator=generator), dim=-1)
+    points = centres.repeat(30, 1) + 0.05 * torch.randn(240, 16, generator=generator)
+    found = balanced_kmeans(points, 8, generator, iterations=30)
+    assert (F.normalize(points, dim=-1) @ found.T).max(dim=1).values.mean() > 0.9
+
+
+def test_depth_and_stored_scales_bring_the_decoded_vector_nearer() -> None:
+    vectors = F.normalize(torch.randn(1_000, 16, generator=torch.Generator().manual_seed(5)), dim=-1)
+
+    def fidelity(levels: int, scale_bits: int) -> float:
+        config = CodebookConfig(dim=16, levels=levels, codewords=32, scale_bits=scale_bits)
+        return float(ResidualCodebook.fit(vectors, config, iterations=5).fidelity(vectors).mean())
+
+    assert fidelity(1, 0) < fidelity(2, 0) < fidelity(3, 0) < fidelity(3, 3)
+
+
+def test_same_seed_same_codebook_and_saved_one_is_the_same(book: ResidualCodebook, tmp_path) -> None:
+    vectors = F.normalize(torch.randn(600, 16, generator=torch.Generator().manual_seed(1)), dim=-1)
+    again = ResidualCodebook.fit(vectors, book.config, iterations=5)
+    assert torch.equal(book.codewords, again.codewords)
+    again.save(tmp_path)
+    loaded = ResidualCodebook.load(tmp_path)
+    assert loaded.config == book.config
+    assert torch.equal(loaded.decode(book.encode(vectors)), book.decode(book.encode(vectors)))
+    assert [path.name for path in tmp_path.iterdir()] == [FILE]
+
+
+def test_too_few_vectors_or_an_odd_size_are_refused() -> None:
+    with pytest.raises(ValueError, match="cannot fill"):
+        ResidualCodebook.fit(torch.randn(10, 16), CodebookConfig(dim=16, codewords=16))
+    with pytest.raises(ValueError, match="power of two"):
+        ResidualCodebook(CodebookConfig(codewords=100))
