@@ -14,14 +14,19 @@ ITEMS = "items"  # one point per item, one unnamed vector
 
 def user_point(user_id: str) -> str:
     """The id of a user's point in `users`."""
-    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"facetstream/user/{user_id}"))
+    return _point(f"facetstream/user/{user_id}")
 
 
 def item_point(item_id: str) -> str:
     """The id of an item's point in `items`."""
-    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"facetstream/item/{item_id}"))
+    return _point(f"facetstream/item/{item_id}")
 
 
 def vector_name(scenario: str, interest: int) -> str:
     """The named vector in `users` of a scenario's interest, counted from 0: `feed_0`."""
     return f"{scenario}_{interest}"
+
+
+def _point(name: str) -> str:
+    # A lone surrogate, which no stored id holds, is spelled out: such an id is unknown, not an error.
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, name.encode(errors="backslashreplace").decode()))

@@ -3,7 +3,7 @@
 The queries are plain JSON of Qdrant's REST API; nothing here knows a client, and any service can send the same.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol, get_args
 
 from models.contract import SCENARIOS
@@ -51,33 +51,30 @@ class Retrieval:
         """At most `limit` items, best first, without those of `exclude` (item ids already seen) and only those that
         the Qdrant filter `where` admits. Scores: `rrf` fused ranks, `max` and `quota` cosines.
 
-        Raises `UnknownUser`, and `UserError` for any other argument that makes no sense.
+        Raises `UnknownUser`, `UserError` for a scenario, limit or merge there is not, and `Permanent` in Qdrant's words
+        for a filter it refuses.
         """
         _check(scenario, limit, merge)
-        if merge == "quota":
-            weights = _weights(await self._profile(user_id), scenario)
+        weights = _weights(await self._profile(user_id), scenario) if merge == "quota" else []
         interests = await self._vectors.interests()
         if merge == "rrf":
             body = request_body(user_id, scenario, interests, limit, exclude, where, self._vectors.users)
             return (await self._search(user_id, [body]))[0]
-        found = await self._search(
-            user_id,
-            [
-                _query(user_id, scenario, k, limit, self._vectors.users) | _narrowed(exclude, where)
-                for k in range(interests)
-            ],
-        )
+        extra = {"with_payload": True} | _narrowed(exclude, where)
+        queries = _queries(user_id, scenario, interests, limit, self._vectors.users)
+        found = await self._search(user_id, [query | extra for query in queries])
         return max_merge(found, limit) if merge == "max" else quota_merge(found, weights, limit)
 
     async def nearest(self, user_id: str, limit: int = 5) -> dict[str, list[tuple[float, list[Hit]]]]:
         """Per scenario, heaviest interest first: its weight and its nearest items."""
         profile = await self._profile(user_id)
-        interests = [(scenario, k) for scenario in SCENARIOS for k in range(profile.weights.shape[1])]
-        found = await self._search(user_id, [_query(user_id, s, k, limit, self._vectors.users) for s, k in interests])
-        near: dict[str, list[tuple[float, list[Hit]]]] = {scenario: [] for scenario in SCENARIOS}
-        for (scenario, k), hits in zip(interests, found, strict=True):
-            near[scenario].append((_weights(profile, scenario)[k], hits))
-        return {scenario: sorted(lists, key=lambda pair: -pair[0]) for scenario, lists in near.items()}
+        near = {}
+        for scenario in SCENARIOS:
+            weights = _weights(profile, scenario)
+            queries = _queries(user_id, scenario, len(weights), limit, self._vectors.users)
+            found = await self._search(user_id, [query | {"with_payload": True} for query in queries])
+            near[scenario] = sorted(zip(weights, found, strict=True), key=lambda pair: -pair[0])
+        return near
 
     async def _profile(self, user_id: str) -> Profile:
         profile = await self._vectors.profile(user_id)
@@ -104,12 +101,8 @@ def request_body(
 ) -> Body:
     """The whole retrieval as one request, fused by reciprocal rank: the body of
     `POST /collections/items/points/query`. Qdrant applies the filter to every prefetch."""
-    each = max(limit, CANDIDATES)
-    prefetch = [_query(user_id, scenario, k, each, users) for k in range(interests)]
-    for query in prefetch:
-        del query["with_payload"]
     return {
-        "prefetch": prefetch,
+        "prefetch": _queries(user_id, scenario, interests, max(limit, CANDIDATES), users),
         "query": {"fusion": "rrf"},
         "limit": limit,
         "with_payload": True,
@@ -153,17 +146,20 @@ def quotas(weights: Sequence[float], limit: int) -> list[int]:
     return seats
 
 
-def _ranked(hits: Any) -> list[Hit]:
+def _ranked(hits: Iterable[Hit]) -> list[Hit]:
     return sorted(hits, key=lambda hit: (-hit.score, hit.item_id))
 
 
-def _query(user_id: str, scenario: str, interest: int, limit: int, users: str) -> Body:
-    return {
-        "query": user_point(user_id),
-        "lookup_from": {"collection": users, "vector": vector_name(scenario, interest)},
-        "limit": limit,
-        "with_payload": True,
-    }
+def _queries(user_id: str, scenario: str, interests: int, limit: int, users: str) -> list[Body]:
+    """One query per interest, by the vector that Qdrant itself looks up in the user's point."""
+    return [
+        {
+            "query": user_point(user_id),
+            "lookup_from": {"collection": users, "vector": vector_name(scenario, k)},
+            "limit": limit,
+        }
+        for k in range(interests)
+    ]
 
 
 def _narrowed(exclude: Sequence[str], where: Mapping[str, Any] | None) -> Body:
