@@ -37,11 +37,11 @@ class Arrival:
     event: Event
 
     @property
-    def names(self) -> list[str]:
-        """Of the items it adds to the history, in order: the query before the result acted on."""
-        query = self.event.query if isinstance(self.event, SearchEvent) else None
-        item = self.event.item_id
-        return [query_key(query)] * (query is not None) + [item_key(item or "")] * (item is not None)
+    def name(self) -> str:
+        """Of the item in the history: the query when one was typed, else what was acted on."""
+        if isinstance(self.event, SearchEvent) and self.event.action == "search":
+            return query_key(self.event.query or "")
+        return item_key(self.event.item_id or "")
 
 
 def validate(
@@ -134,7 +134,7 @@ class Ingest:
     async def _apply(self, arrivals: Sequence[Arrival], source: Source) -> None:
         if not arrivals:
             return
-        items = await self._items.get([name for a in arrivals for name in a.names])
+        items = await self._items.get([a.name for a in arrivals])
         appends = group(arrivals, source, items)
         applied = await self._histories.append(appends)
         self._queue.put(Dirty(a.user_id, a.produced_ms) for a, done in zip(appends, applied, strict=True) if done.events)
@@ -162,15 +162,6 @@ def group(arrivals: Sequence[Arrival], source: Source, items: Mapping[str, Store
 
 def _entry(arrival: Arrival, scenario: int, items: Mapping[str, StoredItem]) -> Entry:
     event = arrival.event
-    known = [items[name] for name in arrival.names]
-    records = tuple(
-        Record(
-            ts=event.ts,
-            scenario=scenario,
-            action=Action.search if item.name.startswith("q:") else Action[event.action],
-            item=item.index,
-            codes=item.codes,
-        )
-        for item in known
-    )
-    return Entry(arrival.record.offset, event_hash(event.event_id), records)
+    item = items[arrival.name]
+    record = Record(event.ts, scenario, Action[event.action], item.index, item.codes)
+    return Entry(arrival.record.offset, event_hash(event.event_id), record)

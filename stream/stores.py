@@ -13,7 +13,7 @@ class Entry:
 
     offset: int
     event: bytes  # identity.event_hash
-    records: tuple[Record, ...]  # the item acted on; before it the query, when the event carries one
+    record: Record
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,29 @@ class StoredItem:
     index: int
     name: str  # identity.item_key or identity.query_key
     codes: bytes | None  # None until encoded under the store's codebook
+
+
+@dataclass(frozen=True)
+class Codebook:
+    """The residual codebook that histories are written with."""
+
+    version: int
+    code_bytes: int
+    file: bytes  # safetensors, as the models ship it
+
+
+class Registry(Protocol):
+    """What all workers must agree on; written by `facetstream provision`."""
+
+    async def codebook(self) -> Codebook | None: ...
+
+    async def put_codebook(self, codebook: Codebook) -> bool:
+        """Put it in force unless one is already; whether it is new."""
+
+    async def epochs(self) -> dict[str, int]:
+        """How often each topic was created: offsets of an earlier incarnation mean nothing."""
+
+    async def count_creation(self, topics: Sequence[str]) -> None: ...
 
 
 class Histories(Protocol):

@@ -44,9 +44,8 @@ class MemoryHistories:
                 continue
             window = [*window, entry.event][-self.window :] if self.window else []
             events += 1
-            for record in entry.records:
-                insort_right(records, record, key=lambda r: r.order)
-                version += known(record)
+            insort_right(records, entry.record, key=lambda r: r.order)
+            version += known(entry.record)
         if events + duplicates:
             dropped, records = _trim(records, self.length)
             version += sum(2 - known(r) for r in dropped)

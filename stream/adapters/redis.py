@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import lru_cache
 from hashlib import sha1
 from importlib.resources import files
@@ -17,7 +18,7 @@ from stream.errors import Permanent, Transient
 from stream.history import pack_record
 from stream.identity import SHARDS, item_index, shard
 from stream.settings import Settings
-from stream.stores import Append, Applied, Dirty, Entry, Refreshed, StoredItem
+from stream.stores import Append, Applied, Codebook, Dirty, Entry, Refreshed, StoredItem
 
 T = TypeVar("T")
 _WAITS = (
@@ -29,6 +30,9 @@ _WAITS = (
 )
 _WAIT_CODES = re.compile(r"\b(OOM|LOADING|READONLY|MASTERDOWN|BUSY|MISCONF|NOREPLICAS|CLUSTERDOWN)\b")
 COUNTERS = "fs:counters"
+CODEBOOK = "fs:codebook"
+EPOCHS = "fs:epochs"
+EPOCH_RANGE = 256  # a mark keeps one byte of it
 SALTS = 16  # two items rarely want one index; this many never do
 
 
@@ -120,8 +124,7 @@ class RedisHistories:
         return keys, [append.user_id, *settings, mark, append.produced_ms, entries]
 
     def _entry(self, entry: Entry) -> bytes:
-        head = entry.offset.to_bytes(5, "big") + entry.event + bytes([len(entry.records)])
-        return head + b"".join(pack_record(r, self._code_bytes) for r in entry.records)
+        return entry.offset.to_bytes(5, "big") + entry.event + pack_record(entry.record, self._code_bytes)
 
     async def read(self, users: Sequence[str]) -> list[bytes | None]:
         return await _pipelined(self._redis, lambda p: [p.get(history_key(u)) for u in users])
@@ -199,6 +202,33 @@ class RedisItems:
 
     def _known(self, codes: bytes | None) -> bytes | None:
         return codes[2:] if codes is not None and codes[:2] == self._tag else None
+
+
+class RedisRegistry:
+    """`stream.stores.Registry` on Redis."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+
+    async def codebook(self) -> Codebook | None:
+        found = await guarded(cast(Awaitable[Any], self._redis.hgetall(CODEBOOK)))
+        if not found:
+            return None
+        return Codebook(int(found[b"version"]), int(found[b"code_bytes"]), found[b"file"])
+
+    async def put_codebook(self, codebook: Codebook) -> bool:
+        # One command: the hash is there whole or not at all.
+        known = await self.codebook()
+        if known is None:
+            await guarded(cast(Awaitable[Any], self._redis.hset(CODEBOOK, mapping=cast(Any, asdict(codebook)))))
+        return known is None
+
+    async def epochs(self) -> dict[str, int]:
+        found = await guarded(cast(Awaitable[Any], self._redis.hgetall(EPOCHS)))
+        return {topic.decode(): int(n) % EPOCH_RANGE for topic, n in found.items()}
+
+    async def count_creation(self, topics: Sequence[str]) -> None:
+        await _pipelined(self._redis, lambda p: [p.hincrby(EPOCHS, topic, 1) for topic in topics])
 
 
 class RedisCounters:

@@ -4,7 +4,7 @@
 -- KEYS  history, event-id window, dirty set: one hash slot
 -- ARGV  1 user  2 code bytes  3 codebook version  4 history length  5 window length
 --       6 mark: source u16, epoch u8   7 ms since 1970 at which the oldest of these events was produced
---       8 entries, each: offset u40 | event-id hash 8 bytes | number of records u8 | records
+--       8 entries, each: offset u40 | event-id hash 8 bytes | record
 -- Returns {profile version, events applied, producer's duplicates, redelivered}
 
 local FORMAT, HEADER, MARK, FIXED, PENDING = 1, 10, 8, 11, 128
@@ -88,10 +88,8 @@ local function insert(record)
 end
 
 local applied, duplicates, redelivered = 0, 0, 0
-local at = 1
-while at <= #entries do
-  local offset, id, count = struct.unpack('>I5c8I1', entries, at)
-  at = at + 14
+for at = 1, #entries, 13 + size do
+  local offset, id = struct.unpack('>I5c8', entries, at)
   if offset <= mark[3] then
     redelivered = redelivered + 1
   else
@@ -101,14 +99,11 @@ while at <= #entries do
     else
       remember(id)
       applied = applied + 1
-      for i = 0, count - 1 do
-        local record = string.sub(entries, at + i * size, at + (i + 1) * size - 1)
-        insert(record)
-        version = version + (pending(record, 1) and 1 or 2)
-      end
+      local record = string.sub(entries, at + 13, at + 12 + size)
+      insert(record)
+      version = version + (pending(record, 1) and 1 or 2)
     end
   end
-  at = at + count * size
 end
 
 if applied + duplicates > 0 then

@@ -1,0 +1,145 @@
+"""A worker: Faust agents that ingest events and items, and a Faust task that refreshes profiles.
+
+What it commits, and when, is decided by `stream.batches`; what it does, by `ingest`, `catalog` and `refresh`.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import faust
+
+from stream.addresses import Addresses
+from stream.batches import application, consume, run, terminated
+from stream.catalog import Catalog
+from stream.dirty_queue import DirtyQueue
+from stream.errors import Permanent, Transient
+from stream.events import Scenario
+from stream.identity import SHARDS, shard
+from stream.ingest import Ingest, ItemCache
+from stream.pending import Pending
+from stream.ports import ModelCard
+from stream.refresh import Pace, Refresher
+from stream.retry import persistently
+from stream.services import Services, Stores, connect, stores
+from stream.settings import Settings
+from stream.stats import Stats
+from stream.topics import EVENT_TOPICS, ITEMS
+from stream.web import add_pages
+
+FLUSH_SECONDS = 0.5  # between two additions to the shared counters
+log = logging.getLogger(__name__)
+
+
+async def work(settings: Settings, addresses: Addresses) -> None:
+    """Run a worker until SIGTERM or SIGINT."""
+    async with connect(settings, addresses) as services:
+        opened = await persistently(partial(stores, services, settings))
+        epochs = await persistently(services.registry.epochs)
+        app = application(settings, addresses.kafka)
+        stats = Stats()
+        _wire(app, settings, services, opened, epochs, stats)
+        try:
+            await run(app, terminated())
+        finally:
+            await _flush(services, stats)
+
+
+def _wire(
+    app: faust.App, settings: Settings, services: Services, opened: Stores, epochs: dict[str, int], stats: Stats
+) -> None:
+    owned = _ownership(app)
+    queue = DirtyQueue(settings.refresh_min_interval, mine=lambda user_id: shard(user_id) in owned())
+    cache = ItemCache(opened.items, settings.item_cache)
+    ingest = Ingest(
+        histories=opened.histories,
+        items=cache,
+        log=services.log,
+        queue=queue,
+        stats=stats,
+        max_event_bytes=settings.max_event_bytes,
+        epochs=epochs,
+    )
+    catalog = Catalog(
+        items=opened.items,
+        cache=cache,
+        histories=opened.histories,
+        models=services.models,
+        vectors=services.vectors,
+        log=services.log,
+        queue=queue,
+        stats=stats,
+        max_bytes=settings.max_event_bytes,
+    )
+    for scenario in Scenario:
+        consume(app, EVENT_TOPICS[scenario.name], partial(ingest.handle, scenario=scenario))
+    consume(app, ITEMS, catalog.handle)
+
+    @app.task
+    async def refresh() -> None:
+        card = await persistently(services.models.card)
+        _refuse_other_codebook(card, opened)
+        pace = Pace(settings.refresh_batch, settings.refresh_concurrency, settings.sweep_interval)
+        await Refresher(
+            histories=opened.histories,
+            pending=Pending(opened.histories, opened.items, services.models),
+            models=services.models,
+            vectors=services.vectors,
+            log=services.log,
+            card=card,
+            queue=queue,
+            stats=stats,
+            pace=pace,
+            owned=lambda: sorted(owned()),
+        ).run()
+
+    @app.task
+    async def count() -> None:
+        while True:
+            await asyncio.sleep(FLUSH_SECONDS)
+            await _flush(services, stats)
+
+    add_pages(app, services)
+
+
+def _refuse_other_codebook(card: ModelCard, opened: Stores) -> None:
+    if card.codebook_version != opened.codebook.version:
+        raise Permanent(
+            f"Triton serves codebook {card.codebook_version}, the histories in Redis are of {opened.codebook.version}"
+        )
+
+
+def _ownership(app: faust.App) -> Callable[[], frozenset[int]]:
+    """The virtual shards of this worker, by the partitions it has at the moment."""
+    known: dict[tuple[frozenset[int], int], frozenset[int]] = {}
+
+    def owned() -> frozenset[int]:
+        state = _partitions(app)
+        if state not in known:
+            known.clear()
+            mine, count = state
+            known[state] = frozenset(s for s in range(SHARDS) if count and s % count in mine)
+        return known[state]
+
+    return owned
+
+
+def _partitions(app: faust.App) -> tuple[frozenset[int], int]:
+    """The partitions of the event topics that are this worker's, and how many there are."""
+    topics: Sequence[str] = list(EVENT_TOPICS.values())
+    consumer: Any = app.consumer
+    mine = frozenset(tp.partition for tp in consumer.assignment() if tp.topic in topics)
+    return mine, consumer.topic_partitions(topics[0]) or 0
+
+
+async def _flush(services: Services, stats: Stats) -> None:
+    """Add this worker's counts to everybody's; on failure they are kept for the next time."""
+    counts = stats.take()
+    try:
+        if counts:
+            await services.counters.add(counts)
+    except (Transient, Permanent) as error:
+        stats.counts.update(counts)
+        log.warning("counters: %s", error)

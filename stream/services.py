@@ -1,0 +1,69 @@
+"""The composition root: the one place that knows which adapter stands behind which port."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from redis.asyncio import Redis
+
+from stream.adapters import qdrant, redis
+from stream.adapters.kafka import KafkaLog
+from stream.adapters.qdrant import QdrantVectors
+from stream.adapters.redis import RedisCounters, RedisHistories, RedisItems, RedisRegistry
+from stream.adapters.triton import TritonModels
+from stream.addresses import Addresses
+from stream.errors import UserError
+from stream.settings import Settings
+from stream.stores import Codebook
+
+
+@dataclass(frozen=True)
+class Services:
+    """The four services, connected. Nothing is sent before the first call."""
+
+    redis: Redis
+    registry: RedisRegistry
+    counters: RedisCounters
+    models: TritonModels
+    vectors: QdrantVectors
+    log: KafkaLog
+
+
+@dataclass(frozen=True)
+class Stores:
+    """Histories and items, as the codebook in force lays them out."""
+
+    codebook: Codebook
+    histories: RedisHistories
+    items: RedisItems
+
+
+@asynccontextmanager
+async def connect(settings: Settings, addresses: Addresses) -> AsyncIterator[Services]:
+    """All four, closed on leaving."""
+    client = redis.connect(addresses.redis, settings)
+    models = TritonModels(addresses.triton, settings.triton_timeout)
+    vectors = qdrant.connect(addresses.qdrant, settings)
+    log = KafkaLog(addresses.kafka, settings)
+    try:
+        yield Services(client, RedisRegistry(client), RedisCounters(client), models, vectors, log)
+    finally:
+        await log.close()
+        await vectors.close()
+        await models.close()
+        await client.aclose()
+
+
+async def stores(services: Services, settings: Settings) -> Stores:
+    """The stores of the codebook that was provisioned. Raises `UserError` when none was."""
+    codebook = await services.registry.codebook()
+    if codebook is None:
+        raise UserError("Redis holds no codebook: run `facetstream provision` first")
+    histories = RedisHistories(
+        services.redis,
+        code_bytes=codebook.code_bytes,
+        codebook_version=codebook.version,
+        length=settings.history_length,
+        window=settings.event_id_window,
+    )
+    return Stores(codebook, histories, RedisItems(services.redis, codebook_version=codebook.version))

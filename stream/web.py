@@ -1,0 +1,45 @@
+"""The worker's own pages: alive, ready, and the counters of all workers."""
+
+from typing import Any
+
+import faust
+
+from stream.errors import Permanent, Transient
+from stream.services import Services
+from stream.stats import quantiles
+
+
+def add_pages(app: faust.App, services: Services) -> None:
+    """Serve `/livez`, `/readyz` and `/counters` on the worker's port."""
+
+    @app.page("/livez", name="livez")
+    async def livez(web: Any, request: Any) -> Any:
+        return web.json({"alive": True})
+
+    @app.page("/readyz", name="readyz")
+    async def readyz(web: Any, request: Any) -> Any:
+        state = await dependencies(services)
+        return web.json(state, status=200 if all(state.values()) else 503)
+
+    @app.page("/counters", name="counters")
+    async def counters(web: Any, request: Any) -> Any:
+        counts = await services.counters.read()
+        p50, p95, p99 = quantiles(counts)
+        plain = {name: n for name, n in sorted(counts.items()) if ":" not in name}
+        return web.json({**plain, "freshness_ms": {"p50": p50, "p95": p95, "p99": p99}})
+
+
+async def dependencies(services: Services) -> dict[str, bool]:
+    """Which of the services that a refresh needs can serve now."""
+    return {
+        "redis": await _redis(services),
+        "triton": await services.models.ready(),
+        "qdrant": await services.vectors.ready(),
+    }
+
+
+async def _redis(services: Services) -> bool:
+    try:
+        return await services.registry.codebook() is not None
+    except (Transient, Permanent):
+        return False
