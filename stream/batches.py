@@ -1,8 +1,8 @@
-"""Batch delivery in Faust: records reach an agent as one raw batch per partition and fetch, acknowledged as a whole.
+"""Batch delivery in Faust: an agent gets one raw batch per partition and fetch, and acknowledges it as a whole.
 
-Stock Faust spends two tasks and an acknowledgement on every event, acknowledges when an agent raises, and may commit past
-an event still under way. Here the message that Faust passes around is a `Batch`, and a `Ledger` per partition decides what
-is committed: the end of the longest run of acknowledged batches. Delivery is at least once, in order per partition.
+Stock Faust spends two tasks and an acknowledgement on every event, and acknowledges even when an agent raises. Here the
+message that Faust passes around holds a `Batch`, and a `Ledger` per partition says what is committed. Delivery is at
+least once, in order per partition; after a rebalance, what was not yet committed is delivered again to the new owner.
 """
 
 import asyncio
@@ -11,90 +11,31 @@ import signal
 import ssl
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import faust
-from aiokafka import ConsumerRecord
 from aiokafka.errors import IllegalStateError
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, ConsumerMessage
 from mode import CrashingSupervisor
+from mode.utils.futures import notify
 from yarl import URL
 
-from stream.errors import Transient
+from stream.ledger import Batch, Ledger, Record
 from stream.settings import Settings
 
 BATCHES_UNDER_WAY = 2  # per partition: one in the agent's hands, one waiting; the rest stays in Kafka
-FULL_POLL_SECONDS = 0.02  # how soon a partition that was full is fetched again
+FULL_POLL_SECONDS = 0.02  # how soon a partition that was full is asked again
 FETCH_WAIT_MS = 100  # the in-memory broker answers an empty fetch only after this long, whatever arrives meanwhile
-FETCH_BYTES = 2 << 20  # of one partition; above Kafka's default limit of 1 MiB for one record
+FETCH_BYTES = 2 << 20  # of one partition; Kafka's default limit for one record is 1 MiB
 COMMIT_SECONDS = 0.5
 SESSION_SECONDS = 10.0  # a killed worker's partitions are taken over after this long
 HEARTBEAT_SECONDS = 2.0
 REBALANCE_SECONDS = 30.0
-DRAIN_SECONDS = 5.0  # what batches under way are given to end, on a rebalance and on stopping
-RETRY_SECONDS = 0.5
+DRAIN_SECONDS = 5.0  # what the batches in the agents' hands are given to end, on a rebalance and on stopping
 
-Record = ConsumerRecord  # offset, key, value (bytes or None), timestamp (ms since 1970), headers
 T = TypeVar("T")
-
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """Consecutive records of one partition, at least one. Two deliveries of the same records are two batches."""
-
-    topic: str
-    partition: int
-    records: tuple[Record, ...]
-
-    @property
-    def first(self) -> int:
-        """Offset of the first record."""
-        return int(self.records[0].offset)
-
-    @property
-    def end(self) -> int:
-        """Offset after the last record: what a commit of this batch says."""
-        return int(self.records[-1].offset) + 1
-
-
-class Ledger:
-    """The batches of one partition that are under way, and what they allow to commit."""
-
-    def __init__(self) -> None:
-        self.committable: int | None = None  # the end of the longest run of acknowledged batches
-        self._under_way: dict[Batch, bool] = {}  # in order of delivery; True: acknowledged, behind one that is not
-        self._end = 0
-
-    def __len__(self) -> int:
-        return len(self._under_way)
-
-    def deliver(self, batch: Batch) -> None:
-        """Note a batch. One that starts before the last one's end says that the log was rewound: all is forgotten."""
-        if batch.first < self._end:
-            self.forget()
-        self._under_way[batch] = False
-        self._end = batch.end
-
-    def acknowledge(self, batch: Batch) -> bool:
-        """Note that a batch is dealt with; False, and no effect, when it is not under way (any more)."""
-        if batch not in self._under_way:
-            return False
-        self._under_way[batch] = True
-        while self._under_way and (oldest := next(iter(self._under_way))) and self._under_way[oldest]:
-            del self._under_way[oldest]
-            self.committable = oldest.end
-        return True
-
-    def forget(self) -> None:
-        """The partition is lost or rewound: whatever is under way will be delivered again, here or elsewhere."""
-        self.committable = None
-        self._under_way.clear()
-        self._end = 0
 
 
 class _Thread(driver.AIOKafkaConsumerThread):
@@ -109,7 +50,7 @@ class BatchConsumer(driver.Consumer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._ledgers: defaultdict[TP, Ledger] = defaultdict(Ledger)
-        self._astray = False  # records were fetched and not delivered: the position in Kafka is past them
+        self._astray = False  # records were fetched and not delivered: the position in the log is past them
         super().__init__(*args, **kwargs)
 
     def _new_consumer_thread(self) -> _Thread:
@@ -122,50 +63,54 @@ class BatchConsumer(driver.Consumer):
         if self._astray and not await self._reread():
             return
         self._astray = True
-        fetched = await self._fetch(timeout)
-        for tp, records in fetched.items():
+        for tp, records in (await self._fetch(timeout)).items():
             if not self.flow_active or self.should_stop:
                 return
             yield tp, self._deliver(tp, records)
         self._astray = not self.flow_active
 
-    async def _fetch(self, timeout: float) -> dict[TP, list[Record]]:
+    async def _fetch(self, timeout: float) -> dict[TP, list[Any]]:
         active = self._get_active_partitions()
         ready = {tp for tp in active if len(self._ledgers[tp]) < BATCHES_UNDER_WAY}
-        if not ready:  # to the driver, none means all
+        if not ready:  # the driver would take it for all
             await self.sleep(FULL_POLL_SECONDS)
             return {}
-        fetched: dict[TP, list[Record]] = await self._getmany(
-            active_partitions=ready, timeout=timeout if len(ready) == len(active) else FULL_POLL_SECONDS
-        )
+        patience = timeout if len(ready) == len(active) else FULL_POLL_SECONDS
+        fetched: dict[TP, list[Any]] = await self._getmany(active_partitions=ready, timeout=patience)
         return fetched
 
-    def _deliver(self, tp: TP, records: list[Record]) -> ConsumerMessage:
-        batch = Batch(tp.topic, tp.partition, tuple(records))
+    def _deliver(self, tp: TP, records: list[Any]) -> ConsumerMessage:
+        batch = Batch(
+            tp.topic,
+            tp.partition,
+            tuple(Record(r.offset, r.key, r.value, r.timestamp, r.headers) for r in records),
+        )
         self._ledgers[tp].deliver(batch)
-        self._read_offset[tp] = batch.end - 2  # one before the message's offset, or Faust suspects a gap
+        self._read_offset[tp] = batch.end - 2  # one before the message's own, or Faust suspects a gap
         self.app.monitor.track_tp_end_offset(tp, self.highwater(tp))
         message = self._to_message(tp, records[-1])
         message.key, message.value, message.headers = None, batch, None
         return message
 
     async def _reread(self) -> bool:
-        """Go back to what is committed; False when a rebalance comes in between, which does the same."""
+        """Go back to what is committed. False when a rebalance comes in between, which does the same."""
         try:
             committed = await self._thread.seek_to_committed()
-            if fresh := [tp for tp, offset in committed.items() if not offset]:
-                await self._thread.seek_to_beginning(*fresh)
+            if new := [tp for tp, offset in committed.items() if not offset]:
+                await self._thread.seek_to_beginning(*new)
         except (IllegalStateError, AssertionError) as error:
-            log.info("Cannot go back to the committed offsets now: %s", error)
+            log.info("cannot go back to the committed offsets now: %s", error)
             await self.sleep(FULL_POLL_SECONDS)
             return False
         return True
 
     def ack(self, message: ConsumerMessage) -> bool:
+        """Note that a batch is dealt with; one of an earlier assignment of its partition is ignored."""
         if message.acked:
             return False
         message.acked = True
         self._unacked_messages.discard(message)
+        notify(self._waiting_for_ack)
         return self._ledgers[message.tp].acknowledge(message.value)
 
     def _filter_tps_with_pending_acks(self, topics: Any = None) -> Iterator[TP]:
@@ -175,38 +120,40 @@ class BatchConsumer(driver.Consumer):
         return self._ledgers[tp].committable
 
     async def on_partitions_revoked(self, revoked: set[TP]) -> None:
-        await super().on_partitions_revoked(revoked)  # waits for what is under way, and commits
+        await super().on_partitions_revoked(revoked)  # stops the flow, then `wait_empty`
         for tp in revoked:
             self._ledgers.pop(tp, None)
 
     async def wait_empty(self) -> None:
         """Let the batches in the agents' hands end, but not for ever, and commit."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(DRAIN_SECONDS):
-                while self._unacked_messages and not self.should_stop:
-                    await asyncio.sleep(FULL_POLL_SECONDS)
+        deadline = self.loop.time() + DRAIN_SECONDS
+        while self._unacked_messages and not self.should_stop and self.loop.time() < deadline:
+            await self._wait_for_ack(timeout=1)
         await self.commit_and_end_transactions()
 
     async def verify_all_partitions_active(self) -> None:
-        """Nothing: Faust's warnings about slow partitions mean little here; liveness is lag that shrinks."""
+        """Nothing: Faust's warnings of slow partitions are no sign of life; lag that shrinks is."""
 
 
 class BatchTransport(driver.Transport):
-    """What makes a Faust app deliver batches: `app.transport = BatchTransport(urls, app)`."""
+    """What makes a Faust app deliver batches: `app.transport = BatchTransport(brokers, app)`."""
 
     Consumer = BatchConsumer
 
 
 class _Untouched(faust.Schema):
     def compile(self, app: faust.App, **_: Any) -> Callable[..., Awaitable[Any]]:
-        async def decode(message: ConsumerMessage, *, propagate: bool = False) -> Any:
+        async def decode(message: ConsumerMessage, **_: Any) -> Any:
             return app.create_event(None, message.value, None, message)
 
         return decode
 
 
 def application(settings: Settings, bootstrap: str) -> faust.App:
-    """A Faust app, to be made inside the event loop that runs it, whose agents are added by `consume`."""
+    """A Faust app that delivers batches, to be made inside the event loop that runs it; `consume` adds its agents.
+
+    It keeps its few files in the data folder, creates no topics, and serves HTTP only when `web_port` is set.
+    """
     brokers = [URL(f"kafka://{server.strip()}") for server in bootstrap.split(",")]
     app = faust.App(
         settings.consumer_group,
@@ -247,31 +194,18 @@ def _credentials(settings: Settings) -> Any:
 
 
 def consume(app: faust.App, topic: str, handle: Callable[[Batch], Awaitable[None]]) -> None:
-    """Have `handle` called with each batch of `topic`, one after the other; a batch is acknowledged when it returns.
+    """Have `handle` called with each batch of `topic`, one after the other; when it returns, the batch is acknowledged.
 
-    `Transient` has it called again with the same batch after a pause; whatever else it raises crashes the app, and the
-    batch is delivered again after a restart. One agent per topic: order per partition needs no further care, and topics
-    do not wait for each other.
+    What it raises crashes the app (see `run`), and the batch is delivered again after a restart. With one agent per
+    topic, order per partition needs no care, and while one topic waits for a service the others go on.
     """
 
-    @app.agent(app.topic(topic, schema=_Untouched()), name=topic, supervisor_strategy=CrashingSupervisor)
     async def agent(stream: Any) -> None:
         async for event in stream.noack().events():
-            while not (done := await _succeeds(handle, event.value)):
-                await asyncio.sleep(RETRY_SECONDS)
-                if event.message.generation_id != app.consumer_generation_id:
-                    break  # a rebalance: the batch is delivered again, to whoever has the partition now
-            if done:
-                event.ack()
+            await handle(event.value)
+            event.ack()
 
-
-async def _succeeds(handle: Callable[[Batch], Awaitable[None]], batch: Batch) -> bool:
-    try:
-        await handle(batch)
-    except Transient as error:
-        log.warning("%s/%d waits at offset %d: %s", batch.topic, batch.partition, batch.first, error)
-        return False
-    return True
+    app.agent(app.topic(topic, schema=_Untouched()), name=topic, supervisor_strategy=CrashingSupervisor)(agent)
 
 
 async def run(app: faust.App, main: Coroutine[Any, Any, T]) -> T:
@@ -282,9 +216,9 @@ async def run(app: faust.App, main: Coroutine[Any, Any, T]) -> T:
     body = asyncio.ensure_future(main)
     try:
         await app.start()
-        ended = asyncio.ensure_future(app.wait_until_stopped())
-        await asyncio.wait({body, ended}, return_when=asyncio.FIRST_COMPLETED)
-        ended.cancel()
+        crash = asyncio.ensure_future(app.wait_until_stopped())
+        await asyncio.wait({body, crash}, return_when=asyncio.FIRST_COMPLETED)
+        crash.cancel()
     finally:
         body.cancel()
         await app.stop()
