@@ -4,8 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
 from qdrant_client.http import models
 from qdrant_client.local.qdrant_local import QdrantLocal
+
+from stream.embedded import qdrant_filters
 
 DETAILS = "details.json"
 
@@ -15,6 +18,7 @@ class Engine:
     parameters) is written down here, so that `info` reports it as a server would."""
 
     def __init__(self, path: Path) -> None:
+        qdrant_filters.install()
         self._details_file = path / DETAILS
         self._details: dict[str, dict[str, Any]] = {}
         self.local = QdrantLocal(str(path), force_disable_check_same_thread=True)
@@ -53,7 +57,7 @@ class Engine:
         if schema is None:
             raise ValueError("field_schema: is required")
         result = self.local.create_payload_index(name, field, schema)
-        kept = schema.model_dump(exclude_none=True) if isinstance(schema, models.BaseModel) else schema
+        kept = schema.model_dump(exclude_none=True) if isinstance(schema, BaseModel) else schema
         self._of(name)["indexes"][field] = kept
         self._save()
         return result

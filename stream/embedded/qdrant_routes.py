@@ -11,7 +11,7 @@ from stream.embedded.qdrant_engine import Engine
 DEFAULT_LIMIT = 10  # of a scroll, query or facet that names none
 
 
-class NotFound(Exception):
+class NotFoundError(Exception):
     """What the request names is not there."""
 
 
@@ -37,7 +37,7 @@ class Route:
 def _point(engine: Engine, call: Call) -> Any:
     found = engine.local.retrieve(call.collection, [int(call.item) if call.item.isdigit() else call.item], True, True)
     if not found:
-        raise NotFound(f"Point with id {call.item} does not exists!")
+        raise NotFoundError(f"Point with id {call.item} does not exists!")
     return found[0]
 
 

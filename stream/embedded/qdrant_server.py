@@ -26,7 +26,7 @@ from aiohttp import web
 from pydantic import TypeAdapter, ValidationError
 
 from stream.embedded.qdrant_engine import Engine
-from stream.embedded.qdrant_routes import ROUTES, Call, NotFound, Route
+from stream.embedded.qdrant_routes import ROUTES, Call, NotFoundError, Route
 
 REQUEST_BYTES = 32 << 20  # Qdrant's own default
 SHUTDOWN = 2.0  # seconds for requests under way
@@ -120,7 +120,7 @@ async def _enveloped(request: web.Request, handler: Any) -> web.StreamResponse:
         answer: web.StreamResponse = await handler(request)
     except ValidationError as error:
         return _error(400, f"Format error in JSON body: {_first_problem(error)}")
-    except NotFound as error:
+    except NotFoundError as error:
         return _error(404, f"Not found: {error}")
     except KeyError as error:
         return _error(404, f"Not found: No point with id {error.args[0]} found")
