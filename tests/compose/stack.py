@@ -34,7 +34,7 @@ class Stack:
 
     @classmethod
     def new(cls) -> "Stack":
-        names = [f"FACETSTREAM_{part}_PORT" for part in ("KAFKA", "REDIS", "TRITON", "QDRANT", "WEB")]
+        names = [f"FACETSTREAM_{part}_PORT" for part in ("KAFKA", "REDIS", "TRITON", "QDRANT")]
         return cls(f"facetstream-test-{uuid4().hex[:8]}", dict(zip(names, free_ports(len(names)), strict=True)))
 
     @property

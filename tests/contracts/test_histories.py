@@ -253,7 +253,7 @@ async def test_a_full_redis_is_transient_and_loses_nothing(redis_db: str) -> Non
     client = redis_adapter.connect(redis_db, load())
     store = RedisHistories(client, code_bytes=CODE_BYTES, codebook_version=CODEBOOK, length=LENGTH, window=WINDOW)
     async with _Full(client):
-        with pytest.raises(Transient, match="OOM"):
+        with pytest.raises(Transient, match="maxmemory"):
             await store.append([append(entry(1, record(1)))])
     assert (await store.append([append(entry(1, record(1)))]))[0].events == 1
     await client.aclose()
