@@ -1,0 +1,146 @@
+"""Kafka as the log is written: events and items by a replay, dead letters and announcements by a worker."""
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import asdict
+from typing import Any, Self
+
+from aiokafka import AIOKafkaProducer, TopicPartition
+
+from stream.adapters.kafka_admin import Lag, lag, missing_topics, provision_topics
+from stream.adapters.kafka_connection import connection, translated
+from stream.ports import DeadLetter, Update
+from stream.settings import Settings
+from stream.topics import DEAD, EVENT_TOPICS, ITEMS, UPDATED
+
+__all__ = ["KafkaLog", "Producer", "lag", "missing_topics", "provision_topics"]
+
+REQUEST_BYTES = 4 << 20  # a dead letter holds an original of up to 1 MiB and its headers
+BATCH_BYTES = 256 << 10  # of one partition under way at once
+LINGER_MS = 5
+REASON_BYTES = 2_000  # of a dead letter's header
+ROOM_BYTES = 2_500_000  # half of what the in-memory broker keeps of a partition, read or not
+ROOM_RECORDS = 50_000  # likewise
+LOOK_BYTES = 500_000  # sent between two looks at the lag
+LOOK_SECONDS = 0.1  # between two looks while there is no room
+
+
+class Producer:
+    """Sends records and counts on all replicas to have them: `async with Producer(bootstrap, settings) as producer`.
+
+    Events and items wait while the consumer group of the settings is far behind, on a broker that forgets what was not
+    read in time: the in-memory one, known by having no controller.
+    """
+
+    def __init__(self, bootstrap: str, settings: Settings) -> None:
+        self._bootstrap, self._settings = bootstrap, settings
+        self._failure: BaseException | None = None
+        self._records, self._bytes, self._unlooked = Counter[str](), Counter[str](), 0
+        self._lag: Lag | None = None
+
+    async def __aenter__(self) -> Self:
+        with translated(self._bootstrap):
+            async with AsyncExitStack() as stack:
+                self._kafka = _client(self._bootstrap, self._settings)
+                stack.push_async_callback(self._kafka.stop)
+                await self._kafka.start()
+                self._closing = stack.pop_all()
+        self._forgets = self._kafka.client.cluster.controller is None
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        with translated(self._bootstrap):
+            await self._closing.aclose()
+
+    async def send_event(self, scenario: str, user_id: str, value: bytes) -> None:
+        """Queue an event; `flush` says whether it arrived."""
+        await self._replay(EVENT_TOPICS[scenario], user_id.encode(), value)
+
+    async def send_item(self, item_id: str, value: bytes) -> None:
+        """Queue an item; `flush` says whether it arrived."""
+        await self._replay(ITEMS, item_id.encode(), value)
+
+    async def send(
+        self, topic: str, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]] = ()
+    ) -> None:
+        """Queue any record, at once; `flush` says whether it arrived."""
+        with translated(self._bootstrap):
+            acknowledgement = await self._kafka.send(topic, value, key, headers=list(headers))
+        acknowledgement.add_done_callback(self._note)
+
+    async def flush(self) -> None:
+        """Return when the broker has acknowledged everything sent; raise the first failure since the last flush."""
+        with translated(self._bootstrap):
+            await self._kafka.flush()
+            failure, self._failure = self._failure, None
+            if failure is not None:
+                raise failure
+
+    def _note(self, acknowledgement: asyncio.Future[Any]) -> None:
+        if not acknowledgement.cancelled():
+            self._failure = self._failure or acknowledgement.exception()
+
+    async def _replay(self, topic: str, key: bytes, value: bytes) -> None:
+        await self.send(topic, key, value)
+        size = len(key) + len(value)
+        self._records[topic] += 1
+        self._bytes[topic] += size
+        self._unlooked += size
+        if self._forgets and self._unlooked > LOOK_BYTES:
+            await self._wait_for_room()
+            self._unlooked = 0
+
+    async def _wait_for_room(self) -> None:
+        await self.flush()
+        if self._lag is None:
+            self._lag = await self._closing.enter_async_context(Lag(self._bootstrap, self._settings))
+        while not self._room(await self._lag.read()):  # noqa: ASYNC110  Kafka tells nobody of a commit
+            await asyncio.sleep(LOOK_SECONDS)
+
+    def _room(self, lag: Mapping[TopicPartition, int]) -> bool:
+        return all(
+            behind < ROOM_RECORDS and behind * self._bytes[tp.topic] < ROOM_BYTES * max(1, self._records[tp.topic])
+            for tp, behind in lag.items()
+        )
+
+
+def _client(bootstrap: str, settings: Settings) -> Any:
+    return AIOKafkaProducer(
+        acks="all",
+        max_request_size=REQUEST_BYTES,
+        max_batch_size=BATCH_BYTES,
+        linger_ms=LINGER_MS,
+        **connection(bootstrap, settings),
+    )
+
+
+class KafkaLog:
+    """`stream.ports.Log` over a producer."""
+
+    def __init__(self, producer: Producer) -> None:
+        self._producer = producer
+
+    async def dead_letter(self, letters: Sequence[DeadLetter]) -> None:
+        """Original key and value; where it was and why in headers. A null value is an empty one with header `null`."""
+        for letter in letters:
+            await self._producer.send(DEAD, letter.key, letter.value or b"", _headers(letter))
+        await self._producer.flush()
+
+    async def announce(self, updates: Sequence[Update]) -> None:
+        for update in updates:
+            await self._producer.send(UPDATED, update.user_id.encode(), json.dumps(asdict(update)).encode())
+        await self._producer.flush()
+
+
+def _headers(letter: DeadLetter) -> list[tuple[str, bytes]]:
+    reason = letter.reason.encode(errors="replace")[:REASON_BYTES]
+    headers = [
+        ("reason", reason),
+        ("topic", letter.topic.encode()),
+        ("partition", b"%d" % letter.partition),
+        ("offset", b"%d" % letter.offset),
+    ]
+    return headers + [("null", b"1")] * (letter.value is None)

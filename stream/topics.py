@@ -1,0 +1,10 @@
+"""Names of the Kafka topics."""
+
+from models.contract import SCENARIOS
+
+EVENT_TOPICS = {scenario: f"events.{scenario}" for scenario in SCENARIOS}  # keyed by user_id
+ITEMS = "items"  # keyed by item_id, compacted
+DEAD = "events.dead"  # the original key and value; why and where from in headers
+UPDATED = "profiles.updated"  # keyed by user_id
+
+ALL = (*EVENT_TOPICS.values(), ITEMS, DEAD, UPDATED)
