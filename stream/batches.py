@@ -17,7 +17,6 @@ import faust
 from aiokafka.errors import IllegalStateError
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, ConsumerMessage
-from mode import CrashingSupervisor
 from mode.utils.futures import notify
 from yarl import URL
 
@@ -33,6 +32,8 @@ SESSION_SECONDS = 10.0  # a killed worker's partitions are taken over after this
 HEARTBEAT_SECONDS = 2.0
 REBALANCE_SECONDS = 30.0
 DRAIN_SECONDS = 5.0  # what the batches in the agents' hands are given to end, on a rebalance and on stopping
+
+__all__ = ["Batch", "BatchApp", "Record", "application", "consume", "run", "terminated"]
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -127,18 +128,33 @@ class BatchConsumer(driver.Consumer):
     async def wait_empty(self) -> None:
         """Let the batches in the agents' hands end, but not for ever, and commit."""
         deadline = self.loop.time() + DRAIN_SECONDS
-        while self._unacked_messages and not self.should_stop and self.loop.time() < deadline:
+        while self._unacked_messages and not self._hopeless() and self.loop.time() < deadline:
             await self._wait_for_ack(timeout=1)
-        await self.commit_and_end_transactions()
+        if not self.crashed:  # else the thread that commits is ending by itself
+            await self.commit_and_end_transactions()
+
+    def _hopeless(self) -> bool:
+        return bool(self.should_stop or self.app.failure.done())
 
     async def verify_all_partitions_active(self) -> None:
         """Nothing: Faust's warnings of slow partitions are no sign of life; lag that shrinks is."""
 
 
 class BatchTransport(driver.Transport):
-    """What makes a Faust app deliver batches: `app.transport = BatchTransport(brokers, app)`."""
+    """Faust's Kafka transport with that consumer."""
 
     Consumer = BatchConsumer
+
+
+class BatchApp(faust.App):
+    """A Faust app that delivers batches. It belongs to the event loop that is running when it is made."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def _new_transport(self) -> BatchTransport:
+        return BatchTransport(self.conf.broker_consumer, self)
 
 
 class _Untouched(faust.Schema):
@@ -149,15 +165,14 @@ class _Untouched(faust.Schema):
         return decode
 
 
-def application(settings: Settings, bootstrap: str) -> faust.App:
-    """A Faust app that delivers batches, to be made inside the event loop that runs it; `consume` adds its agents.
+def application(settings: Settings, bootstrap: str) -> BatchApp:
+    """An app without agents (see `consume`) that reads from the servers `host:port[,host:port]`.
 
     It keeps its few files in the data folder, creates no topics, and serves HTTP only when `web_port` is set.
     """
-    brokers = [URL(f"kafka://{server.strip()}") for server in bootstrap.split(",")]
-    app = faust.App(
+    return BatchApp(
         settings.consumer_group,
-        broker=brokers,
+        broker=[URL(f"kafka://{server.strip()}") for server in bootstrap.split(",")],
         broker_credentials=_credentials(settings),
         broker_max_poll_records=settings.ingest_batch,
         broker_commit_interval=COMMIT_SECONDS,
@@ -175,8 +190,6 @@ def application(settings: Settings, bootstrap: str) -> faust.App:
         web_host=settings.web_host,
         web_port=settings.web_port or 6066,
     )
-    app.transport = BatchTransport(brokers, app)
-    return app
 
 
 def _credentials(settings: Settings) -> Any:
@@ -193,38 +206,45 @@ def _credentials(settings: Settings) -> Any:
     )
 
 
-def consume(app: faust.App, topic: str, handle: Callable[[Batch], Awaitable[None]]) -> None:
+def consume(app: BatchApp, topic: str, handle: Callable[[Batch], Awaitable[None]]) -> None:
     """Have `handle` called with each batch of `topic`, one after the other; when it returns, the batch is acknowledged.
 
-    What it raises crashes the app (see `run`), and the batch is delivered again after a restart. With one agent per
-    topic, order per partition needs no care, and while one topic waits for a service the others go on.
+    What it raises ends `run`, and the batch is delivered again after a restart. With one agent per topic, order per
+    partition needs no care, and while one topic waits for a service the others go on.
     """
 
     async def agent(stream: Any) -> None:
         async for event in stream.noack().events():
-            await handle(event.value)
+            try:
+                await handle(event.value)
+            except Exception as error:
+                if not app.failure.done():
+                    app.failure.set_exception(error)
+                return
             event.ack()
 
-    app.agent(app.topic(topic, schema=_Untouched()), name=topic, supervisor_strategy=CrashingSupervisor)(agent)
+    app.agent(app.topic(topic, schema=_Untouched()), name=topic)(agent)
 
 
-async def run(app: faust.App, main: Coroutine[Any, Any, T]) -> T:
+async def run(app: BatchApp, main: Coroutine[Any, Any, T]) -> T:
     """Run `app` for as long as `main` takes, then stop it: what is acknowledged is committed and the group is left.
 
-    Returns what `main` returns. When the app crashes, `main` is cancelled and the cause is raised.
+    Returns what `main` returns. When a handler fails or Faust crashes, `main` is cancelled and the cause is raised.
     """
     body = asyncio.ensure_future(main)
     try:
         await app.start()
         crash = asyncio.ensure_future(app.wait_until_stopped())
-        await asyncio.wait({body, crash}, return_when=asyncio.FIRST_COMPLETED)
-        crash.cancel()
+        await asyncio.wait({body, app.failure, crash}, return_when=asyncio.FIRST_COMPLETED)
     finally:
         body.cancel()
+        await asyncio.wait({body})
         await app.stop()
+    if app.failure.done():
+        app.failure.result()
     if app.crash_reason is not None:
         raise app.crash_reason
-    return await body
+    return body.result()
 
 
 async def terminated() -> None:
