@@ -1,5 +1,6 @@
 """Every knob, in one frozen object. Each is read from the environment as `FACETSTREAM_` + the name in capitals."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,6 +10,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from stream.errors import UserError
 
 PREFIX = "FACETSTREAM_"
+MASK = "********"
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 
@@ -118,6 +120,12 @@ def variable(name: str) -> str:
     return alias if isinstance(alias, str) else PREFIX + name.upper()
 
 
+def masked(url: Any) -> str:
+    """A URL without the credentials in it."""
+    hidden = re.sub(r"^((?:\w+://)?).*@", rf"\1{MASK}@", str(url))
+    return re.sub(r"([?&][^=&]*(?:password|key|token)=)[^&]*", rf"\1{MASK}", hidden)
+
+
 def load(**overrides: Any) -> Settings:
     """Settings from the environment; a wrong value is a `UserError` that names its variable."""
     try:
@@ -131,5 +139,6 @@ def _problem(error: dict[str, Any]) -> str:
     name = str(error["loc"][0]) if error["loc"] else "?"
     known = variable(name) if name in Settings.model_fields else name
     secret = any(word in name for word in ("password", "key"))
-    shown = "" if secret else f"={error['input']!r}"
+    value = masked(error["input"]) if name.endswith("_url") else error["input"]
+    shown = "" if secret else f"={value!r}"
     return f"{known}{shown}: {error['msg'].removeprefix('Value error, ')}"
