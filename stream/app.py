@@ -6,13 +6,13 @@ What it commits, and when, is decided by `stream.batches`; what it does, by `ing
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
 
-import faust
-
+from stream.adapters.kafka import KafkaLog, Producer
 from stream.addresses import Addresses
-from stream.batches import application, consume, run, terminated
+from stream.batches import BatchApp, application, consume, run, terminated
 from stream.catalog import Catalog
 from stream.dirty_queue import DirtyQueue
 from stream.errors import Permanent, Transient
@@ -30,17 +30,18 @@ from stream.topics import EVENT_TOPICS, ITEMS
 from stream.web import add_pages
 
 FLUSH_SECONDS = 0.5  # between two additions to the shared counters
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 async def work(settings: Settings, addresses: Addresses) -> None:
     """Run a worker until SIGTERM or SIGINT."""
-    async with connect(settings, addresses) as services:
+    async with connect(settings, addresses) as services, AsyncExitStack() as stack:
+        producer = await persistently(lambda: stack.enter_async_context(Producer(addresses.kafka, settings)))
         opened = await persistently(partial(stores, services, settings))
         epochs = await persistently(services.registry.epochs)
         app = application(settings, addresses.kafka)
         stats = Stats()
-        _wire(app, settings, services, opened, epochs, stats)
+        _wire(app, settings, services, KafkaLog(producer), opened, epochs, stats)
         try:
             await run(app, terminated())
         finally:
@@ -48,7 +49,13 @@ async def work(settings: Settings, addresses: Addresses) -> None:
 
 
 def _wire(
-    app: faust.App, settings: Settings, services: Services, opened: Stores, epochs: dict[str, int], stats: Stats
+    app: BatchApp,
+    settings: Settings,
+    services: Services,
+    log: KafkaLog,
+    opened: Stores,
+    epochs: dict[str, int],
+    stats: Stats,
 ) -> None:
     owned = _ownership(app)
     queue = DirtyQueue(settings.refresh_min_interval, mine=lambda user_id: shard(user_id) in owned())
@@ -56,7 +63,7 @@ def _wire(
     ingest = Ingest(
         histories=opened.histories,
         items=cache,
-        log=services.log,
+        log=log,
         queue=queue,
         stats=stats,
         max_event_bytes=settings.max_event_bytes,
@@ -68,7 +75,7 @@ def _wire(
         histories=opened.histories,
         models=services.models,
         vectors=services.vectors,
-        log=services.log,
+        log=log,
         queue=queue,
         stats=stats,
         max_bytes=settings.max_event_bytes,
@@ -87,7 +94,7 @@ def _wire(
             pending=Pending(opened.histories, opened.items, services.models),
             models=services.models,
             vectors=services.vectors,
-            log=services.log,
+            log=log,
             card=card,
             queue=queue,
             stats=stats,
@@ -111,7 +118,7 @@ def _refuse_other_codebook(card: ModelCard, opened: Stores) -> None:
         )
 
 
-def _ownership(app: faust.App) -> Callable[[], frozenset[int]]:
+def _ownership(app: BatchApp) -> Callable[[], frozenset[int]]:
     """The virtual shards of this worker, by the partitions it has at the moment."""
     known: dict[tuple[frozenset[int], int], frozenset[int]] = {}
 
@@ -126,7 +133,7 @@ def _ownership(app: faust.App) -> Callable[[], frozenset[int]]:
     return owned
 
 
-def _partitions(app: faust.App) -> tuple[frozenset[int], int]:
+def _partitions(app: BatchApp) -> tuple[frozenset[int], int]:
     """The partitions of the event topics that are this worker's, and how many there are."""
     topics: Sequence[str] = list(EVENT_TOPICS.values())
     consumer: Any = app.consumer
@@ -142,4 +149,4 @@ async def _flush(services: Services, stats: Stats) -> None:
             await services.counters.add(counts)
     except (Transient, Permanent) as error:
         stats.counts.update(counts)
-        log.warning("counters: %s", error)
+        logger.warning("counters: %s", error)

@@ -12,12 +12,12 @@ The batch is acknowledged by the caller, after `handle` has returned.
 import time
 from collections.abc import Sequence
 
-from stream.batches import Batch, Record
 from stream.dirty_queue import DirtyQueue
 from stream.errors import Permanent
 from stream.events import Item, parse_item
 from stream.identity import item_key
 from stream.ingest import ItemCache, dead_letter, payload
+from stream.ledger import Batch, Record
 from stream.ports import CatalogueEntry, DeadLetter, Encoded, Log, Models, Vectors
 from stream.retry import persistently
 from stream.stats import Stats

@@ -14,13 +14,13 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from stream.batches import Batch
-from stream.batches import Record as LogRecord
 from stream.dirty_queue import DirtyQueue
 from stream.errors import Permanent
 from stream.events import Action, Event, Scenario, SearchEvent, parse_event
 from stream.history import Record, Source
 from stream.identity import event_hash, item_key, query_key
+from stream.ledger import Batch
+from stream.ledger import Record as LogRecord
 from stream.ports import DeadLetter, Log
 from stream.retry import persistently
 from stream.stats import Stats

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from redis.asyncio import Redis
 
 from stream.adapters import qdrant, redis
-from stream.adapters.kafka import KafkaLog
 from stream.adapters.qdrant import QdrantVectors
 from stream.adapters.redis import RedisCounters, RedisHistories, RedisItems, RedisRegistry
 from stream.adapters.triton import TritonModels
@@ -19,14 +18,13 @@ from stream.stores import Codebook
 
 @dataclass(frozen=True)
 class Services:
-    """The four services, connected. Nothing is sent before the first call."""
+    """Redis, Triton and Qdrant. Nothing is sent before the first call."""
 
     redis: Redis
     registry: RedisRegistry
     counters: RedisCounters
     models: TritonModels
     vectors: QdrantVectors
-    log: KafkaLog
 
 
 @dataclass(frozen=True)
@@ -40,15 +38,13 @@ class Stores:
 
 @asynccontextmanager
 async def connect(settings: Settings, addresses: Addresses) -> AsyncIterator[Services]:
-    """All four, closed on leaving."""
+    """Closed on leaving."""
     client = redis.connect(addresses.redis, settings)
     models = TritonModels(addresses.triton, settings.triton_timeout)
     vectors = qdrant.connect(addresses.qdrant, settings)
-    log = KafkaLog(addresses.kafka, settings)
     try:
-        yield Services(client, RedisRegistry(client), RedisCounters(client), models, vectors, log)
+        yield Services(client, RedisRegistry(client), RedisCounters(client), models, vectors)
     finally:
-        await log.close()
         await vectors.close()
         await models.close()
         await client.aclose()

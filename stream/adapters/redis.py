@@ -152,6 +152,10 @@ class RedisHistories:
         )
         return [Dirty(user.decode(), int(since)) for page in pages for user, since in page]
 
+    async def dirty_count(self) -> int:
+        """How many users are dirty, over all shards."""
+        return sum(await _pipelined(self._redis, lambda p: [p.zcard(dirty_key(s)) for s in range(SHARDS)]))
+
 
 class RedisItems:
     """`stream.stores.Items` on Redis. Codes carry the codebook's version; those of another codebook count as missing."""
