@@ -14,4 +14,5 @@ COPY triton_repo /models
 USER triton-server
 EXPOSE 8000 8001 8002
 CMD ["tritonserver", "--model-repository=/models", "--model-control-mode=explicit", \
-     "--load-model=item_encoder", "--load-model=user_interests"]
+     "--load-model=item_encoder", "--load-model=user_interests", \
+     "--disable-auto-complete-config", "--exit-timeout-secs=5"]

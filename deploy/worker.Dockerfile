@@ -9,12 +9,13 @@ COPY models models
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
 FROM python:3.11.14-slim-bookworm
-ENV PIP_NO_CACHE_DIR=1 PYTHONUNBUFFERED=1
+ENV PIP_NO_CACHE_DIR=1 PYTHONUNBUFFERED=1 FACETSTREAM_MODEL_REPOSITORY=/opt/facetstream/triton_repo
 RUN useradd --uid 10001 --create-home facetstream
 # The dependencies are a layer of their own, made anew only when their list changes.
 COPY --from=build /src/requirements.txt /opt/facetstream/
 RUN pip install -r /opt/facetstream/requirements.txt
 RUN --mount=type=bind,from=build,source=/wheels,target=/wheels pip install --no-deps /wheels/*.whl
+COPY triton_repo /opt/facetstream/triton_repo
 USER facetstream
 WORKDIR /home/facetstream
 EXPOSE 6066
