@@ -104,6 +104,14 @@ def kafka_url(embedded_settings: Settings) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
+def kafka_home() -> Path:
+    """An unpacked Apache Kafka, for tests that start brokers of their own."""
+    if not os.environ.get("KAFKA_HOME"):
+        need("kafka", "KAFKA_HOME is not set")
+    return Path(os.environ["KAFKA_HOME"])
+
+
+@pytest.fixture(scope="session")
 def real_kafka_url(request: pytest.FixtureRequest) -> str:
     """A broker with consumer groups and durability."""
     if not (os.environ.get("FACETSTREAM_TEST_KAFKA") or os.environ.get("KAFKA_HOME")):

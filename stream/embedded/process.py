@@ -13,8 +13,9 @@ from stream.errors import UserError
 from stream.settings import Settings, variable
 
 GRACE = 10.0  # seconds between SIGTERM and SIGKILL
+LINE_WIDTH = 300  # characters
 POLL = 0.05  # seconds between two health checks
-LOG_LINES = 8  # of the log, shown when a server fails
+LOG_LINES = 20  # of the log, shown when a server fails
 
 
 class Server:
@@ -56,7 +57,7 @@ class Server:
 
     def last_words(self) -> str:
         lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
-        return "\n".join(f"  {line}" for line in lines[-LOG_LINES:]) or "  (empty)"
+        return "\n".join(f"  {line[:LINE_WIDTH]}" for line in lines[-LOG_LINES:]) or "  (empty)"
 
     def stop(self) -> None:
         """End the server and everything below it; nothing of it is left on return. Idempotent."""

@@ -24,7 +24,7 @@ def start(settings: Settings) -> Server:
     wheel, repository = _wheel(), _repository(settings)
     folder = folder_of(settings, "triton")
     grpc, http, metrics = (port_for(settings, f"triton_{kind}port") for kind in ("", "http_", "metrics_"))
-    regions = f"facetstream_{hashlib.sha256(bytes(folder)).hexdigest()[:12]}_"
+    regions = region_prefix(folder)
     clean(regions)
     command = [
         str(wheel / "bin" / "tritonserver"),
@@ -45,6 +45,11 @@ def start(settings: Settings) -> Server:
     except UserError:
         clean(regions)
         raise
+
+
+def region_prefix(folder: Path) -> str:
+    """What the names of the server's shared-memory regions begin with: its own, as the folder is."""
+    return f"facetstream_{hashlib.sha256(bytes(folder.resolve())).hexdigest()[:12]}_"
 
 
 def clean(regions: str) -> None:
