@@ -31,8 +31,8 @@ CHANNEL = [
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2_000),  # gRPC's own two minutes would outlast any restart
 ]
-# Anything else may pass: a full queue, a model that is being loaded (NOT_FOUND until then), a stub that died and is
-# started again (INTERNAL), a restart of Triton.
+# Anything else may pass: a full queue or a restart (UNAVAILABLE), a model not loaded yet (NOT_FOUND), one that ran out
+# of memory or whose process died and waits to be reloaded (INTERNAL).
 POINTLESS = {
     f"StatusCode.{name}"
     for name in ("INVALID_ARGUMENT", "UNIMPLEMENTED", "UNAUTHENTICATED", "PERMISSION_DENIED", "OUT_OF_RANGE")
@@ -123,7 +123,7 @@ class TritonModels:
             return await getattr(self._opened, method)(*args, client_timeout=self._timeout)
         except InferenceServerException as error:
             kind = Permanent if error.status() in POINTLESS else Transient
-            raise kind(f"Triton: {error.message()}") from error
+            raise kind(f"Triton: {error.message().partition(chr(10))[0]}") from error
 
 
 def _input(tensor: Tensor, array: NDArray[Any]) -> Any:

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from qdrant_client import AsyncQdrantClient
 
 from models.contract import DIM, SCENARIOS
 from stream.adapters import qdrant
@@ -33,11 +32,9 @@ CARD = ModelCard(dim=DIM, interests=K, code_bytes=4, codebook_version=1, model_v
 async def over_rest(url: str, users: str, items: str) -> AsyncIterator[QdrantVectors]:
     vectors = qdrant.connect(url, load(), users, items)
     yield vectors
-    await vectors.close()
-    client = AsyncQdrantClient(url=url, check_compatibility=False)
     for name in (users, items):
-        await client.delete_collection(name)
-    await client.close()
+        await vectors._client.delete_collection(name)
+    await vectors.close()
 
 
 @pytest.fixture(params=["twin", "qdrant"])
