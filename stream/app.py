@@ -5,6 +5,8 @@ What it commits, and when, is decided by `stream.batches`; what it does, by `ing
 
 import asyncio
 import logging
+import uuid
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
@@ -30,6 +32,7 @@ from stream.topics import EVENT_TOPICS, ITEMS
 from stream.web import add_pages
 
 FLUSH_SECONDS = 0.5  # between two additions to the shared counters
+BEAT_SECONDS = 5.0  # a worker that is silent for longer is taken for dead
 logger = logging.getLogger(__name__)
 
 
@@ -84,7 +87,7 @@ def _wire(
         consume(app, EVENT_TOPICS[scenario.name], partial(ingest.handle, scenario=scenario))
     consume(app, ITEMS, catalog.handle)
 
-    @app.task
+    @app.task  # type: ignore[untyped-decorator]
     async def refresh() -> None:
         card = await persistently(services.models.card)
         _refuse_other_codebook(card, opened)
@@ -102,11 +105,12 @@ def _wire(
             owned=lambda: sorted(owned()),
         ).run()
 
-    @app.task
+    @app.task  # type: ignore[untyped-decorator]
     async def count() -> None:
+        name = uuid.uuid4().hex
         while True:
             await asyncio.sleep(FLUSH_SECONDS)
-            await _flush(services, stats)
+            await _flush(services, stats, name)
 
     add_pages(app, services)
 
@@ -141,12 +145,15 @@ def _partitions(app: BatchApp) -> tuple[frozenset[int], int]:
     return mine, consumer.topic_partitions(topics[0]) or 0
 
 
-async def _flush(services: Services, stats: Stats) -> None:
-    """Add this worker's counts to everybody's; on failure they are kept for the next time."""
+async def _flush(services: Services, stats: Stats, worker: str | None = None) -> None:
+    """Add this worker's counts to everybody's, and a sign of life; on failure they are kept for the next time."""
     counts = stats.take()
     try:
         if counts:
             await services.counters.add(counts)
+            counts = Counter()
+        if worker is not None:
+            await services.registry.beat(worker, BEAT_SECONDS)
     except (Transient, Permanent) as error:
         stats.counts.update(counts)
         logger.warning("counters: %s", error)

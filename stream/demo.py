@@ -93,7 +93,6 @@ class Demo:
         services: Services,
         stores: Stores,
         population: Population,
-        run: str,
         watch: Watch,
     ) -> None:
         self._settings = settings
@@ -101,12 +100,18 @@ class Demo:
         self._services = services
         self._stores = stores
         self._population = population
-        self._run = run
         self._watch = watch
         self._base: Counter[str] = Counter()
         self._applied: Counter[str] = Counter()  # by user, before the demo
         self._sent: Counter[str] = Counter()  # by user, during it
         self._began = time.monotonic()
+
+    async def run(self, rate: float) -> Story:
+        """The whole of it, `rate` events a second."""
+        await self.prepare()
+        await self.stream_catalogue()
+        await self.stream_events(rate)
+        return await self.tell()
 
     async def prepare(self) -> None:
         """Note where the counters and the histories stand: the stores may hold an earlier run."""
@@ -143,7 +148,7 @@ class Demo:
         subtopic = self._population.foreign_subtopic(user)
         before = await self.recommend(user)
         at_ms = int(time.time() * 1000)
-        burst = search_burst(self._population.catalogue, user, subtopic, at_ms, BURST_EVENTS, self._run)
+        burst = search_burst(self._population.catalogue, user, subtopic, at_ms, BURST_EVENTS)
         async with self._producer() as producer:
             for act in burst:
                 await self._send(producer, act)

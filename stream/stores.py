@@ -84,6 +84,12 @@ class Registry(Protocol):
 
     async def count_creation(self, topics: Sequence[str]) -> None: ...
 
+    async def beat(self, worker: str, seconds: float) -> None:
+        """A worker says that it lives, and by when it will say so again."""
+
+    async def workers(self) -> int:
+        """How many workers live."""
+
 
 class Histories(Protocol):
     """Packed histories and dirty marks; every method is safe to repeat."""

@@ -100,6 +100,17 @@ class QdrantVectors:
             found = await self._client.retrieve(self.users, [user_point(user_id)], with_vectors=True)
         return _profile(found[0]) if found else None
 
+    async def versions(self, user_ids: Sequence[str]) -> dict[str, int]:
+        """The version of each profile that is there."""
+        found: dict[str, int] = {}
+        for batch in _batches(user_ids, POINTS_PER_PAGE):
+            with _translated():
+                points = await self._client.retrieve(
+                    self.users, [user_point(u) for u in batch], with_payload=["user_id", "version"]
+                )
+            found |= {p.payload["user_id"]: p.payload["version"] for p in points if p.payload}
+        return found
+
     async def interests(self) -> int:
         """K, as `users` was provisioned."""
         with _translated():

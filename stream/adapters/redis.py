@@ -1,6 +1,7 @@
 """Histories and items in Redis. Each Lua call touches one hash slot: `{shard}` for users, the item's own key for items."""
 
 import re
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -31,6 +32,7 @@ _WAITS = (
 _WAIT_CODES = re.compile(r"\b(OOM|LOADING|READONLY|MASTERDOWN|BUSY|MISCONF|NOREPLICAS|CLUSTERDOWN)\b")
 COUNTERS = "fs:counters"
 CODEBOOK = "fs:codebook"
+WORKERS = "fs:workers"
 EPOCHS = "fs:epochs"
 EPOCH_RANGE = 256  # a mark keeps one byte of it
 SALTS = 16  # two items rarely want one index; this many never do
@@ -233,6 +235,15 @@ class RedisRegistry:
 
     async def count_creation(self, topics: Sequence[str]) -> None:
         await _pipelined(self._redis, lambda p: [p.hincrby(EPOCHS, topic, 1) for topic in topics])
+
+    async def beat(self, worker: str, seconds: float) -> None:
+        now = time.time()
+        await _pipelined(
+            self._redis, lambda p: [p.zadd(WORKERS, {worker: now + seconds}), p.zremrangebyscore(WORKERS, 0, now)]
+        )
+
+    async def workers(self) -> int:
+        return int(await guarded(cast(Awaitable[Any], self._redis.zcount(WORKERS, time.time(), "+inf"))))
 
 
 class RedisCounters:

@@ -41,7 +41,7 @@ class Server:
 
     def resident_bytes(self) -> int:
         """Memory held by all processes of the server (Linux)."""
-        return sum(_resident_bytes(pid) for pid in self.pids())
+        return sum(resident_bytes(pid) for pid in self.pids())
 
     def wait_ready(self, ready: Callable[[], bool], timeout: float) -> "Server":
         """Self once `ready` says so. A server that ends or is late is stopped; the `UserError` quotes its log."""
@@ -121,7 +121,7 @@ def _session(pid: int) -> int:
         return -1
 
 
-def _resident_bytes(pid: int) -> int:
+def resident_bytes(pid: int) -> int:
     try:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     except OSError:
