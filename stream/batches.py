@@ -170,6 +170,7 @@ def application(settings: Settings, bootstrap: str) -> BatchApp:
 
     It keeps its few files in the data folder, creates no topics, and serves HTTP only when `web_port` is set.
     """
+    settings.data_folder.mkdir(parents=True, exist_ok=True)
     return BatchApp(
         settings.consumer_group,
         broker=[URL(f"kafka://{server.strip()}") for server in bootstrap.split(",")],

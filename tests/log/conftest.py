@@ -1,42 +1,13 @@
-"""Topics with records in them, and what a consumer group has committed."""
-
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from cluster import PARTITIONS, Cluster
 
 from stream.settings import Settings, load
-
-PARTITIONS = 4
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """A real broker, new topics in it, and a producer."""
-
-    address: str
-    topics: tuple[str, ...]
-    producer: AIOKafkaProducer
-
-    @property
-    def partitions(self) -> list[TopicPartition]:
-        return [TopicPartition(topic, partition) for topic in self.topics for partition in range(PARTITIONS)]
-
-    async def fill(self, count: int) -> None:
-        """`count` records, evenly over the topics, of 97 users."""
-        for i in range(count):
-            await self.producer.send(self.topics[i % len(self.topics)], b"%d" % i, key=b"user-%d" % (i % 97))
-        await self.producer.flush()
-
-    async def offsets(self, group: str) -> dict[TopicPartition, tuple[int, int]]:
-        """The committed and the end offset of every partition."""
-        async with AIOKafkaConsumer(bootstrap_servers=self.address, group_id=group) as consumer:
-            ends = await consumer.end_offsets(self.partitions)
-            return {tp: (await consumer.committed(tp) or 0, end) for tp, end in ends.items()}
 
 
 @pytest.fixture
@@ -56,6 +27,3 @@ def settings(tmp_path: Path) -> Callable[..., Settings]:
     """Settings of a worker in a group of its own."""
     defaults = {"data_folder": tmp_path, "consumer_group": f"group-{uuid.uuid4().hex[:8]}", "web_port": None}
     return lambda **overrides: load(**{**defaults, **overrides})
-
-
-Handle = Callable[..., Awaitable[None]]

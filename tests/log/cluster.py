@@ -1,0 +1,30 @@
+"""A real broker with new topics, and what a consumer group has committed of them."""
+
+from dataclasses import dataclass
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+
+PARTITIONS = 4
+
+
+@dataclass(frozen=True)
+class Cluster:
+    address: str
+    topics: tuple[str, ...]
+    producer: AIOKafkaProducer
+
+    @property
+    def partitions(self) -> list[TopicPartition]:
+        return [TopicPartition(topic, partition) for topic in self.topics for partition in range(PARTITIONS)]
+
+    async def fill(self, count: int) -> None:
+        """`count` records, evenly over the topics, of 97 users."""
+        for i in range(count):
+            await self.producer.send(self.topics[i % len(self.topics)], b"%d" % i, key=b"user-%d" % (i % 97))
+        await self.producer.flush()
+
+    async def offsets(self, group: str) -> dict[TopicPartition, tuple[int, int]]:
+        """The committed and the end offset of every partition."""
+        async with AIOKafkaConsumer(bootstrap_servers=self.address, group_id=group) as consumer:
+            ends = await consumer.end_offsets(self.partitions)
+            return {tp: (await consumer.committed(tp) or 0, end) for tp, end in ends.items()}
