@@ -1,11 +1,13 @@
 """docker-compose.yml, brought up under a name and on ports of its own."""
 
+import json
 import os
 import socket
 import subprocess
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 ROOT = Path(__file__).parents[2]
@@ -19,6 +21,11 @@ def free_ports(count: int) -> list[int]:
     with ExitStack() as held:
         sockets = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
         return [s.getsockname()[1] for s in sockets]
+
+
+def well(container: dict[str, Any]) -> bool:
+    """Healthy, or ended as it should."""
+    return container["Health"] == "healthy" or (container["State"], container["ExitCode"]) == ("exited", 0)
 
 
 class ComposeError(Exception):
@@ -52,7 +59,7 @@ class Stack:
         """Run a docker compose command; its stdout. Raises `ComposeError`."""
         answer = self._run(*words)
         if answer.returncode:
-            raise ComposeError(f"docker compose {' '.join(words)}:\n{answer.stderr[-4_000:]}\n{self.logs()}")
+            raise ComposeError(f"docker compose {' '.join(words)}:\n{answer.stderr[-2_000:]}\n{self.logs()}")
         return answer.stdout
 
     def up(self) -> None:
@@ -75,8 +82,14 @@ class Stack:
         return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
     def logs(self) -> str:
-        """The last lines of every service."""
-        return self._run("logs", "--no-color", "--tail", str(LOG_LINES)).stdout
+        """The last lines of the services that are not well; of all when all are."""
+        found = [json.loads(line) for line in self._run("ps", "--all", "--format", "json").stdout.splitlines()]
+        unwell = [container for container in found if not well(container)]
+        return "\n".join(self._logs(container["Service"]) for container in unwell or found)
+
+    def _logs(self, service: str) -> str:
+        lines = self._run("logs", "--no-color", "--no-log-prefix", "--tail", str(LOG_LINES), service)
+        return f"---- {service}\n{lines.stdout}{lines.stderr}"
 
     def down(self) -> None:
         self._run("down", "--volumes", "--remove-orphans", "--timeout", "5")
@@ -84,5 +97,5 @@ class Stack:
     def _run(self, *words: str) -> subprocess.CompletedProcess[str]:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("FACETSTREAM_")}
         environment = clean | {name: str(port) for name, port in self.ports.items()}
-        command = ["docker", "compose", "--project-name", self.project, *words]
+        command = ["docker", "compose", "--ansi", "never", "--project-name", self.project, *words]
         return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)

@@ -11,6 +11,7 @@ from socket import create_server
 from typing import Any
 
 import pytest
+from testcontainers.core.config import testcontainers_config
 from testcontainers.core.container import DockerContainer
 from testcontainers.core.wait_strategies import HealthcheckWaitStrategy
 
@@ -64,6 +65,7 @@ def container(service: dict[str, Any]) -> DockerContainer:
 @pytest.fixture
 def addresses(docker: None) -> Iterator[dict[str, str]]:
     """The four servers, as variables of the test suite."""
+    testcontainers_config.ryuk_disabled = True  # what is started is stopped below; no further image is pulled
     compose("build", "triton")
     ports = {name: free_port() for name in ADDRESSES}
     chosen = {f"FACETSTREAM_{name.upper()}_PORT": str(port) for name, port in ports.items()}
