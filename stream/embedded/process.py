@@ -15,7 +15,7 @@ from stream.settings import Settings, variable
 GRACE = 10.0  # seconds between SIGTERM and SIGKILL
 LINE_WIDTH = 300  # characters
 POLL = 0.05  # seconds between two health checks
-LOG_LINES = 20  # of the log, shown when a server fails
+LOG_LINES = 12  # of the log, shown when a server fails
 
 
 class Server:
@@ -56,8 +56,10 @@ class Server:
         return self
 
     def last_words(self) -> str:
+        """The end of the log, without Triton's tables."""
         lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
-        return "\n".join(f"  {line[:LINE_WIDTH]}" for line in lines[-LOG_LINES:]) or "  (empty)"
+        told = [line for line in lines if line.strip() and not line.startswith(("|", "+-"))]
+        return "\n".join(f"  {line[:LINE_WIDTH]}" for line in told[-LOG_LINES:]) or "  (empty)"
 
     def stop(self) -> None:
         """End the server and everything below it; nothing of it is left on return. Idempotent."""

@@ -82,10 +82,6 @@ class Stack:
         """Memory held by each embedded part (Linux)."""
         return {part: server.resident_bytes() for part, server in self.servers.items()}
 
-    def dead(self) -> list[Server]:
-        """Embedded servers that ended by themselves."""
-        return [server for server in self.servers.values() if not server.alive]
-
     def _start_missing(self) -> None:
         missing = [part for part in PARTS if getattr(self._settings, f"{part}_url") is None]
         with ThreadPoolExecutor(len(PARTS)) as threads:
