@@ -160,7 +160,7 @@ class Demo:
         return Story(user, subtopic, queries, before, after, time.monotonic() - began)
 
     async def recommend(self, user_id: str) -> list[Hit]:
-        exclude = await seen(self._stores, user_id)
+        exclude = await seen(self._stores.histories, self._stores.items, user_id)
         return await Retrieval(self._services.vectors).recommend(user_id, "feed", TOP, "rrf", exclude)
 
     async def audit(self) -> Audit:

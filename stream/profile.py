@@ -1,11 +1,11 @@
-"""Everything known of one user, gathered from the stores: for `inspect`, and for what they have seen."""
+"""What the stores hold of one user, in words; and what the user has seen."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stream import history
 from stream.events import Action, Scenario
-from stream.services import Stores
+from stream.stores import Histories, Items
 
 CATALOGUE = "i:"
 
@@ -31,13 +31,13 @@ class Known:
     lines: Sequence[Line]
 
 
-async def known(stores: Stores, user_id: str) -> Known | None:
+async def known(histories: Histories, items: Items, user_id: str) -> Known | None:
     """None when the user has no history."""
-    (packed,) = await stores.histories.read([user_id])
+    (packed,) = await histories.read([user_id])
     if packed is None:
         return None
     decoded = history.decode(packed)
-    names = await _names(stores, [r.item for r in decoded.records])
+    names = await _names(items, [r.item for r in decoded.records])
     lines = [
         Line(r.ts, Scenario(r.scenario).name, Action(r.action).name, names[r.item], r.codes is not None)
         for r in decoded.records
@@ -45,19 +45,19 @@ async def known(stores: Stores, user_id: str) -> Known | None:
     return Known(decoded.version, decoded.codebook_version, len(packed), lines)
 
 
-async def seen(stores: Stores, user_id: str) -> list[str]:
+async def seen(histories: Histories, items: Items, user_id: str) -> list[str]:
     """Ids of the items in the user's history."""
-    (packed,) = await stores.histories.read([user_id])
+    (packed,) = await histories.read([user_id])
     if packed is None:
         return []
     indexes = list(dict.fromkeys(r.item for r in history.decode(packed).records))
-    found = await stores.items.lookup(indexes)
+    found = await items.lookup(indexes)
     return [i.name.removeprefix(CATALOGUE) for i in found if i is not None and i.name.startswith(CATALOGUE)]
 
 
-async def _names(stores: Stores, indexes: Sequence[int]) -> dict[int, str]:
+async def _names(items: Items, indexes: Sequence[int]) -> dict[int, str]:
     distinct = list(dict.fromkeys(indexes))
-    found = await stores.items.lookup(distinct)
+    found = await items.lookup(distinct)
     return {index: _shown(item.name if item else "i:?") for index, item in zip(distinct, found, strict=True)}
 
 

@@ -36,7 +36,8 @@ def command(user: str, events: int, as_json: bool) -> None:
 async def _inspect(user: str) -> tuple[Known, Profile | None, Near]:
     wanted = settings.load()
     async with connect(wanted, addresses.find(wanted)) as services:
-        history = await known(await stores(services, wanted), user)
+        opened = await stores(services, wanted)
+        history = await known(opened.histories, opened.items, user)
         if history is None:
             raise UserError(f"no events of user {user!r} have been seen")
         profile = await services.vectors.profile(user)

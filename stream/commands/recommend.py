@@ -36,7 +36,8 @@ def command(user: str, scenario: str, limit: int, merge: Merge, include_seen: bo
 async def _recommend(user: str, scenario: str, limit: int, merge: Merge, include_seen: bool) -> list[Hit]:
     wanted = settings.load()
     async with connect(wanted, addresses.find(wanted)) as services:
-        exclude = [] if include_seen else await seen(await stores(services, wanted), user)
+        opened = await stores(services, wanted)
+        exclude = [] if include_seen else await seen(opened.histories, opened.items, user)
         return await Retrieval(services.vectors).recommend(user, scenario, limit, merge, exclude)
 
 
