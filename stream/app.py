@@ -12,7 +12,6 @@ from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
 
-from stream.adapters.kafka import KafkaLog, Producer
 from stream.addresses import Addresses
 from stream.batches import BatchApp, application, consume, run, terminated
 from stream.catalog import Catalog
@@ -22,10 +21,10 @@ from stream.events import Scenario
 from stream.identity import SHARDS, shard
 from stream.ingest import Ingest, ItemCache
 from stream.pending import Pending
-from stream.ports import ModelCard
+from stream.ports import Log, ModelCard
 from stream.refresh import Pace, Refresher
 from stream.retry import persistently
-from stream.services import Services, Stores, connect, stores
+from stream.services import Services, Stores, connect, log, producer, stores
 from stream.settings import Settings
 from stream.stats import Stats
 from stream.topics import EVENT_TOPICS, ITEMS
@@ -39,12 +38,12 @@ logger = logging.getLogger(__name__)
 async def work(settings: Settings, addresses: Addresses) -> None:
     """Run a worker until SIGTERM or SIGINT."""
     async with connect(settings, addresses) as services, AsyncExitStack() as stack:
-        producer = await persistently(lambda: stack.enter_async_context(Producer(addresses.kafka, settings)))
+        kafka = await persistently(lambda: stack.enter_async_context(producer(settings, addresses)))
         opened = await persistently(partial(stores, services, settings))
         epochs = await persistently(services.registry.epochs)
         app = application(settings, addresses.kafka)
         stats = Stats()
-        _wire(app, settings, services, KafkaLog(producer), opened, epochs, stats)
+        _wire(app, settings, services, log(kafka), opened, epochs, stats)
         try:
             await run(app, terminated())
         finally:
@@ -55,7 +54,7 @@ def _wire(
     app: BatchApp,
     settings: Settings,
     services: Services,
-    log: KafkaLog,
+    log: Log,
     opened: Stores,
     epochs: dict[str, int],
     stats: Stats,

@@ -11,13 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from stream import history
-from stream.adapters.kafka import Producer
 from stream.addresses import Addresses
 from stream.errors import Transient
 from stream.ports import Hit
 from stream.profile import seen
 from stream.retrieval import Retrieval
-from stream.services import Services, Stores
+from stream.services import Producer, Services, Stores, producer
 from stream.settings import Settings
 from stream.stats import quantiles
 from stream.synthetic import Act, Population, search_burst
@@ -121,23 +120,23 @@ class Demo:
     async def stream_catalogue(self) -> None:
         """Send the items; return when all are encoded and searchable."""
         items = self._population.catalogue.items
-        async with self._producer() as producer:
+        async with self._producer() as kafka:
             for item in items:
-                await producer.send(ITEMS, item.item_id.encode(), item.model_dump_json(exclude_none=True).encode())
-            await producer.flush()
+                await kafka.send(ITEMS, item.item_id.encode(), item.model_dump_json(exclude_none=True).encode())
+            await kafka.flush()
             await self._until("catalogue", lambda p: p.counts["items_applied"] >= len(items))
 
     async def stream_events(self, rate: float) -> None:
         """Send the events at `rate` a second (0: as fast as they are taken); return when every profile is fresh."""
         self._began = time.monotonic()
-        async with self._producer() as producer:
+        async with self._producer() as kafka:
             view = asyncio.create_task(self._show("streaming"))
             try:
                 for number, act in enumerate(self._population.acts):
                     if rate:
                         await _sleep_until(self._began + number / rate)
-                    await self._send(producer, act)
-                await producer.flush()
+                    await self._send(kafka, act)
+                await kafka.flush()
             finally:
                 view.cancel()
             await self._until("draining", self._quiet)
@@ -149,10 +148,10 @@ class Demo:
         before = await self.recommend(user)
         at_ms = int(time.time() * 1000)
         burst = search_burst(self._population.catalogue, user, subtopic, at_ms, BURST_EVENTS)
-        async with self._producer() as producer:
+        async with self._producer() as kafka:
             for act in burst:
-                await self._send(producer, act)
-            await producer.flush()
+                await self._send(kafka, act)
+            await kafka.flush()
             began = time.monotonic()
             await self._until("search burst", self._quiet)
         after = await self.recommend(user)
@@ -194,9 +193,9 @@ class Demo:
         ranked = sorted(self._sent, key=lambda user: (self._sent[user], user))
         return ranked[len(ranked) // 2]
 
-    async def _send(self, producer: Producer, act: Act) -> None:
+    async def _send(self, kafka: Producer, act: Act) -> None:
         user = act.record["user_id"]
-        await producer.send_event(act.scenario, user, json.dumps(act.record).encode())
+        await kafka.send_event(act.scenario, user, json.dumps(act.record).encode())
         self._sent[user] += 1
 
     def _quiet(self, progress: Progress) -> bool:
@@ -227,7 +226,7 @@ class Demo:
         )
 
     def _producer(self) -> Producer:
-        return Producer(self._addresses.kafka, self._settings)
+        return producer(self._settings, self._addresses)
 
 
 async def _sleep_until(moment: float) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from redis.asyncio import Redis
 
 from stream.adapters import qdrant, redis
+from stream.adapters.kafka import KafkaLog, Producer
 from stream.adapters.qdrant import QdrantVectors
 from stream.adapters.redis import RedisCounters, RedisHistories, RedisItems, RedisRegistry
 from stream.adapters.triton import TritonModels
@@ -48,6 +49,16 @@ async def connect(settings: Settings, addresses: Addresses) -> AsyncIterator[Ser
         await vectors.close()
         await models.close()
         await client.aclose()
+
+
+def producer(settings: Settings, addresses: Addresses) -> Producer:
+    """To be entered with `async with`."""
+    return Producer(addresses.kafka, settings)
+
+
+def log(producer: Producer) -> KafkaLog:
+    """A worker's dead letters and announcements."""
+    return KafkaLog(producer)
 
 
 async def stores(services: Services, settings: Settings) -> Stores:
