@@ -20,7 +20,6 @@ from stream.services import Producer, Services, Stores, producer
 from stream.settings import Settings
 from stream.stats import quantiles
 from stream.synthetic import Act, Population, search_burst
-from stream.topics import ITEMS
 
 PATIENCE = 60.0  # seconds without any progress after which the demo gives up
 POLL = 0.25  # seconds between two looks at the counters
@@ -122,7 +121,7 @@ class Demo:
         items = self._population.catalogue.items
         async with self._producer() as kafka:
             for item in items:
-                await kafka.send(ITEMS, item.item_id.encode(), item.model_dump_json(exclude_none=True).encode())
+                await kafka.send_item(item.item_id, item.model_dump_json(exclude_none=True).encode())
             await kafka.flush()
             await self._until("catalogue", lambda p: p.counts["items_applied"] >= len(items))
 

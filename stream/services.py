@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from redis.asyncio import Redis
 
 from stream.adapters import qdrant, redis
-from stream.adapters.kafka import KafkaLog, Producer
+from stream.adapters.kafka import KafkaLog
+from stream.adapters.kafka import Producer as Producer
 from stream.adapters.qdrant import QdrantVectors
 from stream.adapters.redis import RedisCounters, RedisHistories, RedisItems, RedisRegistry
 from stream.adapters.triton import TritonModels
