@@ -1,10 +1,12 @@
 """A real broker with new topics, and what a consumer group has committed of them."""
 
+import asyncio
 from dataclasses import dataclass
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 PARTITIONS = 4
+POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -28,3 +30,10 @@ class Cluster:
         async with AIOKafkaConsumer(bootstrap_servers=self.address, group_id=group) as consumer:
             ends = await consumer.end_offsets(self.partitions)
             return {tp: (await consumer.committed(tp) or 0, end) for tp, end in ends.items()}
+
+    async def drained(self, group: str) -> None:
+        """Return when everything is committed."""
+        while True:
+            if all(committed == end for committed, end in (await self.offsets(group)).values()):
+                return
+            await asyncio.sleep(POLL_SECONDS)

@@ -36,7 +36,7 @@ class Workers:
         journal.touch()
         self.running.append(
             subprocess.Popen(
-                [sys.executable, "-W", "error", str(WORKER), *self._arguments, str(journal), *self._topics],
+                [sys.executable, "-W", "error", str(WORKER), str(journal), *self._arguments, *self._topics],
                 cwd=ROOT,
                 env={**os.environ, "PYTHONPATH": str(ROOT)},
                 stderr=subprocess.PIPE,
@@ -87,8 +87,7 @@ async def test_no_record_is_missing_however_workers_come_and_go(cluster: Cluster
     over.set()
     await sending
     async with asyncio.timeout(PATIENCE):
-        while any(done < end for done, end in (await cluster.offsets(workers.group)).values()):
-            await asyncio.sleep(0.2)
+        await cluster.drained(workers.group)
     workers.terminate()
     handled = workers.handled()
     sent = {(*tp, offset) for tp, (_, end) in (await cluster.offsets(workers.group)).items() for offset in range(end)}

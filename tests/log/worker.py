@@ -1,8 +1,9 @@
-"""A worker process: `python worker.py BOOTSTRAP GROUP FOLDER JOURNAL TOPIC...` notes each record it has handled."""
+"""A worker process: `python worker.py JOURNAL BOOTSTRAP GROUP FOLDER TOPIC...` notes each record it has handled."""
 
 import asyncio
 import sys
 from pathlib import Path
+from typing import TextIO
 
 from stream import batches
 from stream.batches import Batch, application, consume, run, terminated
@@ -12,19 +13,19 @@ HANDLING_SECONDS = 0.01  # per batch, before anything is noted
 batches.SESSION_SECONDS = 6.0  # the least that a broker allows by default
 
 
-async def main(bootstrap: str, group: str, folder: str, journal: str, *topics: str) -> None:
+async def main(journal: TextIO, bootstrap: str, group: str, folder: str, *topics: str) -> None:
     app = application(load(consumer_group=group, data_folder=Path(folder), ingest_batch=200), bootstrap)
-    with Path(journal).open("a", buffering=1) as lines:
 
-        async def handle(batch: Batch) -> None:
-            await asyncio.sleep(HANDLING_SECONDS)
-            for record in batch.records:
-                print(batch.topic, batch.partition, record.offset, file=lines)
+    async def handle(batch: Batch) -> None:
+        await asyncio.sleep(HANDLING_SECONDS)
+        for record in batch.records:
+            print(batch.topic, batch.partition, record.offset, file=journal)
 
-        for topic in topics:
-            consume(app, topic, handle)
-        await run(app, terminated())
+    for topic in topics:
+        consume(app, topic, handle)
+    await run(app, terminated())
 
 
 if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:]))
+    with Path(sys.argv[1]).open("a", buffering=1) as lines:
+        asyncio.run(main(lines, *sys.argv[2:]))
