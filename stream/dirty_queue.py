@@ -20,7 +20,7 @@ class DirtyQueue:
     """Times are ms since 1970 where they date an event, seconds of any steady clock where they pace."""
 
     min_interval: float = 0.0  # seconds between two refreshes of one user
-    mine: Callable[[str], bool] = lambda user_id: True  # whether this worker is to refresh that user
+    mine: Callable[[str], bool] = lambda _: True  # whether this worker is to refresh that user
     capacity: int = CAPACITY
     _since: dict[str, int] = field(default_factory=dict)  # waiting users
     _ready: list[tuple[int, str]] = field(default_factory=list)  # heap by since; an entry that `_since` belies is void

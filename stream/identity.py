@@ -1,5 +1,7 @@
-"""From ids to numbers: item indexes, event-id hashes and virtual shards. All are functions of the id alone, so replaying
-the log gives the same bytes on any machine, in any order."""
+"""From ids to numbers: item indexes, event-id hashes and virtual shards.
+
+All are functions of the id alone, so replaying the log gives the same bytes on any machine, in any order.
+"""
 
 import hashlib
 import unicodedata

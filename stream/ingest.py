@@ -44,9 +44,7 @@ class Arrival:
         return item_key(self.event.item_id or "")
 
 
-def validate(
-    batch: Batch, parse: Callable[[bytes], Event], limit: int
-) -> tuple[list[Arrival], list[DeadLetter]]:
+def validate(batch: Batch, parse: Callable[[bytes], Event], limit: int) -> tuple[list[Arrival], list[DeadLetter]]:
     """Split a batch into events and dead letters; `limit` in bytes of a record's value."""
     arrivals: list[Arrival] = []
     letters: list[DeadLetter] = []
@@ -137,7 +135,9 @@ class Ingest:
         items = await self._items.get([a.name for a in arrivals])
         appends = group(arrivals, source, items)
         applied = await self._histories.append(appends)
-        self._queue.put(Dirty(a.user_id, a.produced_ms) for a, done in zip(appends, applied, strict=True) if done.events)
+        self._queue.put(
+            Dirty(a.user_id, a.produced_ms) for a, done in zip(appends, applied, strict=True) if done.events
+        )
         self._stats.add("events_applied", sum(a.events for a in applied))
         self._stats.add("duplicates_skipped", sum(a.duplicates for a in applied))
         self._stats.add("redelivered_skipped", sum(a.redelivered for a in applied))

@@ -1,4 +1,4 @@
-"""What the core asks of the four services, and the records that cross. Adapters implement it; nothing here knows a client.
+"""What the core asks of Kafka, Triton and Qdrant, and the records that cross; nothing here knows a client.
 
 Every method raises `Transient` when the service cannot serve now and `Permanent` when asking again is pointless.
 """

@@ -13,16 +13,16 @@ def add_pages(app: faust.App, services: Services) -> None:
     """Serve `/livez`, `/readyz` and `/counters` on the worker's port."""
 
     @app.page("/livez", name="livez")
-    async def livez(web: Any, request: Any) -> Any:
+    async def livez(web: Any, _: Any) -> Any:
         return web.json({"alive": True})
 
     @app.page("/readyz", name="readyz")
-    async def readyz(web: Any, request: Any) -> Any:
+    async def readyz(web: Any, _: Any) -> Any:
         state = await dependencies(services)
         return web.json(state, status=200 if all(state.values()) else 503)
 
     @app.page("/counters", name="counters")
-    async def counters(web: Any, request: Any) -> Any:
+    async def counters(web: Any, _: Any) -> Any:
         counts = await services.counters.read()
         p50, p95, p99 = quantiles(counts)
         plain = {name: n for name, n in sorted(counts.items()) if ":" not in name}

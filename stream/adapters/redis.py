@@ -1,4 +1,4 @@
-"""Histories and items in Redis. Each Lua call touches one hash slot: `{shard}` for users, the item's own key for items."""
+"""Histories and items in Redis. Each Lua call touches one hash slot: `{shard}` of the user, or the item's own key."""
 
 import re
 import time
@@ -144,7 +144,8 @@ class RedisHistories:
 
     async def settle(self, refreshed: Sequence[Refreshed]) -> list[bool]:
         calls: list[tuple[list[str], list[Any]]] = [
-            ([history_key(r.user_id), dirty_key(shard(r.user_id))], [r.user_id, r.version, r.read_ms]) for r in refreshed
+            ([history_key(r.user_id), dirty_key(shard(r.user_id))], [r.user_id, r.version, r.read_ms])
+            for r in refreshed
         ]
         return [reply == 1 for reply in await run_script(self._redis, "settle", calls)]
 

@@ -20,7 +20,7 @@ from stream.services import connect, stores
 @click.argument("user")
 @click.option("--scenario", default="feed", show_default=True, help=" | ".join(SCENARIOS))
 @click.option("--limit", default=10, show_default=True, help="How many items.")
-@click.option("--merge", default="rrf", show_default=True, help="rrf | max | quota: how the interests' lists become one.")
+@click.option("--merge", default="rrf", show_default=True, help="rrf | max | quota: how interests are merged.")
 @click.option("--include-seen", is_flag=True, help="Keep items that are in the user's history.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def command(user: str, scenario: str, limit: int, merge: Merge, include_seen: bool, as_json: bool) -> None:

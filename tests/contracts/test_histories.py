@@ -187,16 +187,14 @@ def test_the_scripts_and_the_model_agree_on_every_byte(redis_db: str, stream: li
 
     async def run(store: Histories) -> list[Any]:
         seen: list[Any] = [await store.append([part]) for part in plan]
-        seen.append(await store.fill("u", {item: b"new" for item in fills}))
+        seen.append(await store.fill("u", dict.fromkeys(fills, b"new")))
         seen += [await store.read(["u"]), await store.dirty([shard("u")], 5)]
         return [*seen, await store.settle([Refreshed("u", 9, 77)]), await store.dirty([shard("u")], 5)]
 
     async def on_redis() -> list[Any]:
         client = redis_adapter.connect(redis_db, load())
         await client.flushdb()
-        store = RedisHistories(
-            client, code_bytes=CODE_BYTES, codebook_version=CODEBOOK, length=LENGTH, window=WINDOW
-        )
+        store = RedisHistories(client, code_bytes=CODE_BYTES, codebook_version=CODEBOOK, length=LENGTH, window=WINDOW)
         try:
             return await run(store)
         finally:

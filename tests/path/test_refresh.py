@@ -21,7 +21,7 @@ async def settled(rig: Rig, seconds: float = 20.0) -> None:
     """Run the refresher until nobody is dirty."""
     running = asyncio.create_task(rig.refresher.run())
     deadline = time.monotonic() + seconds
-    while await rig.histories.dirty(range(SHARDS), 1) and time.monotonic() < deadline:
+    while await rig.histories.dirty(range(SHARDS), 1) and time.monotonic() < deadline:  # noqa: ASYNC110  a poll
         await asyncio.sleep(0.01)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
