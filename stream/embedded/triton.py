@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import os
 import sys
 import sysconfig
 import urllib.request
@@ -39,7 +40,7 @@ def start(settings: Settings) -> Server:
         f"--exit-timeout-secs={EXIT_TIMEOUT}",
         "--disable-auto-complete-config",
     ]
-    server = spawn("Triton", f"127.0.0.1:{grpc}", folder, command, _environment(wheel))
+    server = spawn("Triton", f"127.0.0.1:{grpc}", folder, command, _environment(wheel, folder))
     try:
         return server.wait_ready(lambda: _serves(http), settings.start_timeout)
     except UserError:
@@ -86,22 +87,38 @@ def _backends(wheel: Path, folder: Path) -> Path:
         wheel / "backends" / "python" / "triton_python_backend_utils.py",
         wheel / "python_backend_stubs" / python / "triton_python_backend_stub",
     ):
-        link = backend / source.name
-        link.unlink(missing_ok=True)
-        link.symlink_to(source)
+        _link(backend / source.name, source)
     return backend.parent
 
 
-def _environment(wheel: Path) -> dict[str, str]:
-    """Where the stub, which embeds CPython, finds libpython, the standard library, the wheels and our `models`."""
-    site = wheel.parent.parent
-    libraries = (sysconfig.get_config_var("LIBDIR"), site / "nvidia_pytriton.libs")
-    packages = (site, Path(next(iter(models.__path__))).parent)
+def _environment(wheel: Path, folder: Path) -> dict[str, str]:
+    """Where the server finds its libraries and libpython, and the Python that its stubs are to be."""
+    libraries = (sysconfig.get_config_var("LIBDIR"), wheel.parent.parent / "nvidia_pytriton.libs")
     return {
         "LD_LIBRARY_PATH": ":".join(map(str, libraries)),
-        "PYTHONPATH": ":".join(map(str, packages)),
-        "PYTHONHOME": sys.base_prefix,
+        "PATH": f"{_virtual_environment(wheel, folder)}:{os.environ.get('PATH', os.defpath)}",
     }
+
+
+def _virtual_environment(wheel: Path, folder: Path) -> Path:
+    """The bin folder of an environment with the wheels beside pytriton's and our `models`.
+
+    A stub embeds CPython, pays no heed to PYTHONPATH and PYTHONHOME, and takes for home the first python3 of the PATH.
+    """
+    home, interpreter = folder / "python", Path(sys.executable).resolve()
+    packages = home / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+    packages.mkdir(parents=True, exist_ok=True)
+    (home / "bin").mkdir(exist_ok=True)
+    (home / "pyvenv.cfg").write_text(f"home = {interpreter.parent}\n")
+    _link(home / "bin" / "python3", interpreter)
+    paths = (wheel.parent.parent, Path(next(iter(models.__path__))).parent)
+    (packages / "facetstream.pth").write_text("\n".join(map(str, paths)) + "\n")
+    return home / "bin"
+
+
+def _link(link: Path, target: Path) -> None:
+    link.unlink(missing_ok=True)
+    link.symlink_to(target)
 
 
 def _serves(http: int) -> bool:

@@ -41,6 +41,8 @@ output [{{ name: "Y" data_type: TYPE_FP32 dims: [1] }}]
 instance_group [{{ kind: KIND_CPU }}]
 """
 ECHO = """
+import models.contract  # the stub finds our package,
+import tritonclient  # and the wheels of this environment
 import triton_python_backend_utils as pb
 
 class TritonPythonModel:
