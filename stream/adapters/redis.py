@@ -147,7 +147,8 @@ class RedisHistories:
             ([history_key(r.user_id), dirty_key(shard(r.user_id))], [r.user_id, r.version, r.read_ms])
             for r in refreshed
         ]
-        return [reply == 1 for reply in await run_script(self._redis, "settle", calls)]
+        replies = await run_script(self._redis, "settle", calls)
+        return [reply == 1 for reply in replies]
 
     async def dirty(self, shards: Sequence[int], limit: int) -> list[Dirty]:
         pages = await _pipelined(
