@@ -3,7 +3,6 @@
 import json
 
 import click
-
 from pydantic import BaseModel
 
 from stream.events import EVENT_MODELS, SCHEMA_VERSION, Item
