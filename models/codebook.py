@@ -74,7 +74,7 @@ class ResidualCodebook(nn.Module):
         self.register_buffer("ratios", torch.ones(config.levels, 2**config.scale_bits))
 
     @classmethod
-    def fit(cls, vectors: Tensor, config: CodebookConfig, iterations: int = 15) -> "ResidualCodebook":
+    def fit(cls, vectors: Tensor, config: CodebookConfig, iterations: int = 8) -> "ResidualCodebook":
         """A codebook of `vectors` [N, dim], N ≥ codewords; the same vectors and seed give the same codebook."""
         if len(vectors) < config.codewords:
             raise ValueError(f"{len(vectors)} vectors cannot fill {config.codewords} codewords")

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK_ROWS = 16_384  # vectors assigned at once: bounds the score matrix to CHUNK_ROWS × K
-SINKHORN_STEPS = 20
+CHUNK_ROWS = 4_096  # vectors assigned at once: bounds the score matrix to CHUNK_ROWS × K
+SINKHORN_STEPS = 10
 SINKHORN_TEMPERATURE = 0.05
 
 
