@@ -79,7 +79,7 @@ def free_port() -> int:
         return port
 
 
-def test_four_parts_answer_and_their_data_survive_a_restart(folder: Path, echo_repository: Path) -> None:
+def test_four_parts_answer_and_their_data_survive_a_restart_on_other_ports(folder: Path, echo_repository: Path) -> None:
     settings = settings_in(folder, echo_repository)
     told: list[str] = []
     with Stack(settings, told.append) as found:
@@ -99,7 +99,14 @@ def test_four_parts_answer_and_their_data_survive_a_restart(folder: Path, echo_r
     assert not (folder / addresses.RUNNING).exists()
     assert not list(triton.SHARED_MEMORY.glob(f"{triton.region_prefix(folder / 'triton')}*"))
 
-    with Stack(settings) as found:
+    names = ("redis_port", "triton_port", "triton_http_port", "triton_metrics_port", "qdrant_port")
+    ports = {name: free_port() for name in names}
+    with Stack(settings_in(folder, echo_repository, **ports)) as found:
+        assert found.redis == f"redis://127.0.0.1:{ports['redis_port']}/0"
+        assert found.triton == f"127.0.0.1:{ports['triton_port']}"
+        assert found.qdrant == f"http://127.0.0.1:{ports['qdrant_port']}"
+        for name, path in (("triton_http_port", "/v2/health/ready"), ("triton_metrics_port", "/metrics")):
+            urllib.request.urlopen(f"http://127.0.0.1:{ports[name]}{path}", timeout=30).close()
         with redis.Redis.from_url(found.redis) as client:
             assert client.get("kept") == b"yes"
         qdrant = QdrantClient(url=found.qdrant)
@@ -165,18 +172,6 @@ def test_a_part_whose_address_is_given_is_not_embedded(folder: Path, echo_reposi
         running = addresses.read(folder)
         assert running == addresses.Running(os.getpid(), found, "http://127.0.0.1:2")
         assert stack.resident_bytes()["redis"] > 0
-
-
-def test_every_port_is_overridable(folder: Path, echo_repository: Path) -> None:
-    names = ("redis_port", "triton_port", "triton_http_port", "triton_metrics_port", "qdrant_port")
-    ports = {name: free_port() for name in names}
-    settings = settings_in(folder, echo_repository, **ports, kafka_url=ELSEWHERE["kafka_url"])
-    with Stack(settings) as found:
-        assert found.redis == f"redis://127.0.0.1:{ports['redis_port']}/0"
-        assert found.triton == f"127.0.0.1:{ports['triton_port']}"
-        assert found.qdrant == f"http://127.0.0.1:{ports['qdrant_port']}"
-        for name, path in (("triton_http_port", "/v2/health/ready"), ("triton_metrics_port", "/metrics")):
-            urllib.request.urlopen(f"http://127.0.0.1:{ports[name]}{path}", timeout=30).close()
 
 
 def test_a_port_in_use_is_a_users_mistake(folder: Path, echo_repository: Path) -> None:
