@@ -74,6 +74,8 @@ class Lag:
                 return {}
             group = self._settings.consumer_group
             done = await self._admin.list_consumer_group_offsets(group, partitions=tps)
+            if not done:  # aiokafka overlooks the error that says so
+                raise Transient(f"Kafka at {self._bootstrap}: the offsets of group {group} are being loaded")
             ends = await self._consumer.end_offsets(tps)
         return {tp: max(0, ends[tp] - max(0, done[tp].offset)) for tp in tps}
 
