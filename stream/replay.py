@@ -17,7 +17,7 @@ from stream.events import Event, Item
 from stream.files import Fault, read_events, read_items
 
 RUN = 100_000  # events sorted in memory at once; longer files are merged from such runs on disk
-STEP = 500  # records between two reports of progress
+STEP = 50  # records between two reports of progress
 EARLY_SECONDS = 0.005  # too little to sleep for
 
 T = TypeVar("T")
