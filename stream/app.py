@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 async def work(settings: Settings, addresses: Addresses) -> None:
     """Run a worker until SIGTERM or SIGINT."""
     async with connect(settings, addresses) as services, AsyncExitStack() as stack:
-        kafka = await persistently(lambda: stack.enter_async_context(producer(settings, addresses)))
+        kafka = await persistently(lambda: stack.enter_async_context(producer(addresses.kafka, settings)))
         opened = await persistently(partial(stores, services, settings))
         epochs = await persistently(services.registry.epochs)
         app = application(settings, addresses.kafka)

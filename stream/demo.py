@@ -225,7 +225,7 @@ class Demo:
         )
 
     def _producer(self) -> Producer:
-        return producer(self._settings, self._addresses)
+        return producer(self._addresses.kafka, self._settings)
 
 
 async def _sleep_until(moment: float) -> None:

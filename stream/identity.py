@@ -38,4 +38,4 @@ def event_hash(event_id: str) -> bytes:
 def shard(user_id: str) -> int:
     """The virtual shard of a user: Kafka's own hash of the key, so that shard % partitions is the partition whenever
     the number of partitions divides `SHARDS` and producers use the default partitioner."""
-    return (murmur2(user_id.encode()) & 0x7FFFFFFF) % SHARDS
+    return int(murmur2(user_id.encode()) & 0x7FFFFFFF) % SHARDS

@@ -52,6 +52,7 @@ class Interests:
 
     vectors: Floats  # [N, scenario, K, dim], unit
     weights: Floats  # [N, scenario, K], positive, sum to one per scenario
+    model_version: str  # that answered; a swap under traffic shows here
 
 
 @dataclass(frozen=True)

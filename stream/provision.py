@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from models.contract import ITEM_ENCODER
-from stream.adapters.kafka import missing_topics, provision_topics
+from stream.adapters.kafka import missing_topics as missing_topics
+from stream.adapters.kafka import provision_topics
 from stream.addresses import Addresses
 from stream.errors import UserError
 from stream.ports import ModelCard

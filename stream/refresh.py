@@ -142,7 +142,7 @@ class Refresher:
             Profile(
                 user_id=user,
                 version=history.version_of(data),
-                model_version=self._card.model_version,
+                model_version=answer.model_version,
                 codebook_version=self._card.codebook_version,
                 event_ts=history.newest_ts(data),
                 vectors=vectors,
@@ -170,6 +170,4 @@ class Refresher:
 
 
 def _update(profile: Profile) -> Update:
-    return Update(
-        profile.user_id, profile.version, profile.model_version, profile.codebook_version, profile.event_ts
-    )
+    return Update(profile.user_id, profile.version, profile.model_version, profile.codebook_version, profile.event_ts)

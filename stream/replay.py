@@ -12,9 +12,9 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, NamedTuple, TypeVar
 
-from stream.adapters.kafka import Producer
 from stream.events import Event, Item
 from stream.files import Fault, read_events, read_items
+from stream.services import Producer
 
 RUN = 100_000  # events sorted in memory at once; longer files are merged from such runs on disk
 STEP = 50  # records between two reports of progress

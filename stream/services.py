@@ -52,9 +52,9 @@ async def connect(settings: Settings, addresses: Addresses) -> AsyncIterator[Ser
         await client.aclose()
 
 
-def producer(settings: Settings, addresses: Addresses) -> Producer:
+def producer(bootstrap: str, settings: Settings) -> Producer:
     """To be entered with `async with`."""
-    return Producer(addresses.kafka, settings)
+    return Producer(bootstrap, settings)
 
 
 def log(producer: Producer) -> KafkaLog:

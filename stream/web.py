@@ -12,16 +12,16 @@ from stream.stats import quantiles
 def add_pages(app: faust.App, services: Services) -> None:
     """Serve `/livez`, `/readyz` and `/counters` on the worker's port."""
 
-    @app.page("/livez", name="livez")
+    @app.page("/livez", name="livez")  # type: ignore[untyped-decorator]
     async def livez(web: Any, _: Any) -> Any:
         return web.json({"alive": True})
 
-    @app.page("/readyz", name="readyz")
+    @app.page("/readyz", name="readyz")  # type: ignore[untyped-decorator]
     async def readyz(web: Any, _: Any) -> Any:
         state = await dependencies(services)
         return web.json(state, status=200 if all(state.values()) else 503)
 
-    @app.page("/counters", name="counters")
+    @app.page("/counters", name="counters")  # type: ignore[untyped-decorator]
     async def counters(web: Any, _: Any) -> Any:
         counts = await services.counters.read()
         p50, p95, p99 = quantiles(counts)

@@ -21,6 +21,7 @@ __all__ = ["KafkaLog", "Producer", "lag", "missing_topics", "provision_topics"]
 REQUEST_BYTES = 4 << 20  # a dead letter holds an original of up to 1 MiB and its headers
 BATCH_BYTES = 256 << 10  # of one partition under way at once
 LINGER_MS = 5
+ORIGINAL_BYTES = 2_500_000  # of a dead letter's value: below the topic's limit with key and headers
 REASON_BYTES = 2_000  # of a dead letter's header
 ROOM_BYTES = 2_500_000  # half of what the in-memory broker keeps of a partition, read or not
 ROOM_RECORDS = 50_000  # likewise
@@ -65,11 +66,17 @@ class Producer:
 
     async def send(
         self, topic: str, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]] = ()
-    ) -> None:
-        """Queue any record, at once; `flush` says whether it arrived."""
+    ) -> asyncio.Future[Any]:
+        """Queue any record, at once; `flush`, or what is returned, says whether it arrived."""
         with translated(self._bootstrap):
-            acknowledgement = await self._kafka.send(topic, value, key, headers=list(headers))
+            acknowledgement: asyncio.Future[Any] = await self._kafka.send(topic, value, key, headers=list(headers))
         acknowledgement.add_done_callback(self._note)
+        return acknowledgement
+
+    async def deliver(self, acknowledgements: Sequence[asyncio.Future[Any]]) -> None:
+        """Return when the broker has acknowledged these; raise the first failure among them."""
+        with translated(self._bootstrap):
+            await asyncio.gather(*acknowledgements)
 
     async def flush(self) -> None:
         """Return when the broker has acknowledged everything sent; raise the first failure since the last flush."""
@@ -124,15 +131,25 @@ class KafkaLog:
         self._producer = producer
 
     async def dead_letter(self, letters: Sequence[DeadLetter]) -> None:
-        """Original key and value; where it was and why in headers. A null value is an empty one with header `null`."""
-        for letter in letters:
-            await self._producer.send(DEAD, letter.key, letter.value or b"", _headers(letter))
-        await self._producer.flush()
+        """Original key and value; where it was and why in headers.
+
+        A null value is an empty one with header `null`; one above `ORIGINAL_BYTES`, more than Kafka takes unless it was
+        told otherwise, is cut, and its header `bytes` says how long it was.
+        """
+        await self._producer.deliver(
+            [
+                await self._producer.send(DEAD, letter.key, (letter.value or b"")[:ORIGINAL_BYTES], _headers(letter))
+                for letter in letters
+            ]
+        )
 
     async def announce(self, updates: Sequence[Update]) -> None:
-        for update in updates:
-            await self._producer.send(UPDATED, update.user_id.encode(), json.dumps(asdict(update)).encode())
-        await self._producer.flush()
+        await self._producer.deliver(
+            [
+                await self._producer.send(UPDATED, update.user_id.encode(), json.dumps(asdict(update)).encode())
+                for update in updates
+            ]
+        )
 
 
 def _headers(letter: DeadLetter) -> list[tuple[str, bytes]]:
@@ -143,4 +160,5 @@ def _headers(letter: DeadLetter) -> list[tuple[str, bytes]]:
         ("partition", b"%d" % letter.partition),
         ("offset", b"%d" % letter.offset),
     ]
-    return headers + [("null", b"1")] * (letter.value is None)
+    headers += [("null", b"1")] * (letter.value is None)
+    return headers + [("bytes", b"%d" % len(letter.value or b""))] * (len(letter.value or b"") > ORIGINAL_BYTES)

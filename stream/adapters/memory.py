@@ -59,7 +59,7 @@ class MemoryModels:
             k = code[0] % self._card.interests
             vectors[row, :, k] += counts[:, None] * _drawn(code)
             weights[row, :, k] += counts
-        return Interests(_unit(vectors), weights / weights.sum(-1, keepdims=True))
+        return Interests(_unit(vectors), weights / weights.sum(-1, keepdims=True), self._card.model_version)
 
     def _priors(self) -> Floats:
         """What a user without history is taken for: [scenario, K, dim], faint."""

@@ -1,14 +1,15 @@
 """The in-memory twin of the Redis stores: the pure model that the Lua scripts are tested against."""
 
+import time
 from bisect import insort_right
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from stream.errors import Permanent
 from stream.history import History, Record, decode, encode
 from stream.identity import item_index, shard
-from stream.stores import Append, Applied, Dirty, Refreshed, StoredItem
+from stream.stores import Append, Applied, Codebook, Dirty, Refreshed, StoredItem
 
 
 @dataclass
@@ -147,3 +148,44 @@ class MemoryItems:
     async def release(self, waiting: Sequence[tuple[int, str]]) -> None:
         for index, user in waiting:
             self.waiters[index].discard(user)
+
+
+@dataclass
+class MemoryRegistry:
+    """`stream.stores.Registry` in variables."""
+
+    book: Codebook | None = None
+    created: Counter[str] = field(default_factory=Counter)
+    alive: dict[str, float] = field(default_factory=dict)  # worker -> by when it will be heard of again
+
+    async def codebook(self) -> Codebook | None:
+        return self.book
+
+    async def put_codebook(self, codebook: Codebook) -> bool:
+        known, self.book = self.book, self.book or codebook
+        return known is None
+
+    async def epochs(self) -> dict[str, int]:
+        return {topic: count % 256 for topic, count in self.created.items()}
+
+    async def count_creation(self, topics: Sequence[str]) -> None:
+        self.created.update(topics)
+
+    async def beat(self, worker: str, seconds: float) -> None:
+        self.alive[worker] = time.time() + seconds
+
+    async def workers(self) -> int:
+        return sum(until > time.time() for until in self.alive.values())
+
+
+@dataclass
+class MemoryCounters:
+    """`stream.stats.CounterStore` in a counter."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+
+    async def add(self, counts: Mapping[str, int]) -> None:
+        self.counts.update(counts)
+
+    async def read(self) -> Counter[str]:
+        return self.counts.copy()

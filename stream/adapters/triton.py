@@ -77,11 +77,11 @@ class TritonModels:
 
     async def encode(self, texts: Sequence[str]) -> Encoded:
         column = np.array([[text.encode()] for text in texts], dtype=np.object_).reshape(-1, 1)
-        out = await self._infer(ITEM_ENCODER, {"TEXT": column})
+        out, _ = await self._infer(ITEM_ENCODER, {"TEXT": column})
         return Encoded(out["EMBEDDING"], out["CODES"], out["FIDELITY"][:, 0])
 
     async def interests(self, histories: HistoryTensors) -> Interests:
-        out = await self._infer(
+        out, version = await self._infer(
             USER_INTERESTS,
             {
                 "CODES": histories.codes,
@@ -91,22 +91,25 @@ class TritonModels:
                 "VALID": histories.valid,
             },
         )
-        return Interests(out["INTERESTS"], out["WEIGHTS"])
+        return Interests(out["INTERESTS"], out["WEIGHTS"], version)
 
-    async def _infer(self, model: str, columns: Arrays) -> Arrays:
-        """The outputs for all rows, in as many calls as the model's largest batch demands; at least one row."""
+    async def _infer(self, model: str, columns: Arrays) -> tuple[Arrays, str]:
+        """The outputs for all rows, in as many calls as the model's largest batch demands (at least one row), and the
+        version that answered first: the older, when models are swapped between two calls."""
         size = await self._batch(model)
         rows = len(next(iter(columns.values())))
         answers = [
             await self._infer_batch(model, {name: array[start : start + size] for name, array in columns.items()})
             for start in range(0, rows, size)
         ]
-        return {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
+        outputs = {name: np.concatenate([answer[name] for answer, _ in answers]) for name in answers[0][0]}
+        return outputs, answers[0][1]
 
-    async def _infer_batch(self, model: str, columns: Arrays) -> Arrays:
+    async def _infer_batch(self, model: str, columns: Arrays) -> tuple[Arrays, str]:
         inputs = [_input(tensor, columns[tensor.name]) for tensor in INPUTS[model]]
         result = await self._call("infer", model, inputs)
-        return {tensor.name: result.as_numpy(tensor.name) for tensor in OUTPUTS[model]}
+        outputs = {tensor.name: result.as_numpy(tensor.name) for tensor in OUTPUTS[model]}
+        return outputs, result.get_response().model_version
 
     async def _batch(self, model: str) -> int:
         if model not in self._batches:

@@ -9,10 +9,11 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-from stream.adapters.kafka import Producer, missing_topics
 from stream.addresses import find
 from stream.errors import UserError
+from stream.provision import missing_topics
 from stream.replay import EventFile, send_events, send_items
+from stream.services import producer
 from stream.settings import Settings, load
 from stream.topics import EVENT_TOPICS, ITEMS
 
@@ -45,13 +46,13 @@ async def _produce(
         reading = progress.add_task("reading events", total=None)
         with EventFile(event_path) as events:
             progress.remove_task(reading)
-            async with Producer(bootstrap, settings) as producer:
+            async with producer(bootstrap, settings) as kafka:
                 if item_path is not None:
                     task = progress.add_task("items", total=None)
-                    good, bad = await send_items(producer, item_path, lambda n: progress.advance(task, n))
+                    good, bad = await send_items(kafka, item_path, lambda n: progress.advance(task, n))
                     progress.update(task, total=good)
                 bar = progress.add_task("events", total=events.good)
-                await send_events(producer, events, rate, lambda n: progress.advance(bar, n))
+                await send_events(kafka, events, rate, lambda n: progress.advance(bar, n))
     click.echo(f"{good:,} items and {events.good:,} events sent in {time.monotonic() - start:.1f} s")
     _report(events.bad, f"{event_path}")
     _report(bad, f"{item_path} --items")

@@ -8,7 +8,7 @@ import sysconfig
 import urllib.request
 from pathlib import Path
 
-import models
+from models import contract
 from models.contract import ITEM_ENCODER, USER_INTERESTS
 from stream.embedded.process import Server, folder_of, port_for, spawn
 from stream.errors import UserError
@@ -111,7 +111,7 @@ def _virtual_environment(wheel: Path, folder: Path) -> Path:
     (home / "bin").mkdir(exist_ok=True)
     (home / "pyvenv.cfg").write_text(f"home = {interpreter.parent}\n")
     _link(home / "bin" / "python3", interpreter)
-    paths = (wheel.parent.parent, Path(next(iter(models.__path__))).parent)
+    paths = (wheel.parent.parent, Path(contract.__file__).parent.parent)
     (packages / "facetstream.pth").write_text("\n".join(map(str, paths)) + "\n")
     return home / "bin"
 

@@ -12,6 +12,7 @@ from uuid import uuid4
 
 import pytest
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka.errors import MessageSizeTooLargeError
 
 from stream.adapters.kafka import KafkaLog, Producer, lag, missing_topics, provision_topics
 from stream.adapters.kafka_admin import Lag
@@ -191,11 +192,28 @@ async def test_announcements(url: str, settings: Settings) -> None:
     }
 
 
+async def test_an_original_larger_than_kafka_takes_is_cut_and_says_so(url: str, settings: Settings) -> None:
+    async with tail(url, DEAD) as arriving, Producer(url, settings) as producer:
+        await KafkaLog(producer).dead_letter([DeadLetter("r", "items", 0, 0, None, b"x" * (5 << 20))])
+        (record,) = await arriving.read(1)
+    assert record.value == b"x" * 2_500_000
+    assert dict(record.headers)["bytes"] == b"%d" % (5 << 20)
+
+
 async def test_what_is_too_large_is_permanent(url: str, settings: Settings) -> None:
     async with Producer(url, settings) as producer:
         with pytest.raises(Permanent):
-            await KafkaLog(producer).dead_letter([DeadLetter("r", "items", 0, 0, None, b"x" * (5 << 20))])
-        await KafkaLog(producer).dead_letter([DeadLetter("r", "items", 0, 0, None, b"x")])
+            await producer.send(DEAD, None, b"x" * (5 << 20))
+        await producer.flush()
+
+
+async def test_a_failure_belongs_to_the_one_who_sent(url: str, settings: Settings) -> None:
+    async with Producer(url, settings) as producer:
+        failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        failed.set_exception(MessageSizeTooLargeError())
+        with pytest.raises(Permanent):
+            await producer.deliver([await producer.send(DEAD, None, b"a"), failed])
+        await KafkaLog(producer).announce([Update("u", 1, "1", 1, 1)])
 
 
 async def test_no_broker_is_transient(settings: Settings) -> None:

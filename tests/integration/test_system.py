@@ -54,7 +54,7 @@ FAULTS: list[Callable[[random.Random], bytes | None]] = [
 
 
 async def _send(system: System, messages: list[tuple[str, bytes | None]]) -> None:
-    async with producer(system.settings, system.addresses) as kafka:
+    async with producer(system.addresses.kafka, system.settings) as kafka:
         for topic, value in messages:
             await kafka.send(topic, b"key", value)
         await kafka.flush()

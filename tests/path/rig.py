@@ -112,7 +112,7 @@ def batch(topic: str, values: Sequence[dict[str, Any] | bytes | None], first: in
 
 def event(number: int, item: str | None = "i1", user: str = "u", **more: Any) -> dict[str, Any]:
     made = {"event_id": f"e{number}", "user_id": user, "action": "click", "ts": NOW_MS + number, **more}
-    return made if item is None else made | {"item_id": item}
+    return made if item is None else {"item_id": item} | made
 
 
 def item(item_id: str, title: str = "") -> dict[str, Any]:
