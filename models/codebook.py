@@ -39,6 +39,10 @@ class CodebookConfig:
     version: int = 1  # 1..65535
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if self.codewords < 2 or self.codewords & (self.codewords - 1):
+            raise ValueError(f"codewords must be a power of two, not {self.codewords}")
+
     @property
     def widths(self) -> tuple[int, ...]:
         """Bits of every number of a code: the index of each level, then the scale step of each level."""
@@ -66,8 +70,6 @@ class ResidualCodebook(nn.Module):
 
     def __init__(self, config: CodebookConfig) -> None:
         super().__init__()
-        if config.codewords < 2 or config.codewords & (config.codewords - 1):
-            raise ValueError(f"codewords must be a power of two, not {config.codewords}")
         self.config = config
         self.register_buffer("codewords", torch.zeros(config.levels, config.codewords, config.dim))
         self.register_buffer("mean_scales", torch.ones(config.levels, config.codewords))

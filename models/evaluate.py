@@ -78,7 +78,7 @@ def recalls(
         "history mean": mean @ items.T,
         "popularity": popular.expand(len(rows), -1),
     }
-    return {f"{name} @{k}": recall(score, test, k) for name, score in scores.items() for k in (10, 50)}
+    return {f"recall@{k} {name}": recall(score, test, k) for name, score in scores.items() for k in (10, 50)}
 
 
 @torch.inference_mode()
@@ -95,7 +95,7 @@ def burst(tower: UserTower, data: Behaviour, vectors: Tensor, codes: Tensor, tes
     wanted = categories[clicked[:, 0]][:, None]
     stays = [len(set(a) & set(b)) / 10 for a, b in zip(*lists, strict=True)]
     shares = [float((categories[best] == wanted).mean()) for best in lists]
-    return {"share before": shares[0], "share after": shares[1], "list kept": float(np.mean(stays))}
+    return {"burst, before": shares[0], "burst, after": shares[1], "burst, list kept": float(np.mean(stays))}
 
 
 def append(histories: Histories, codes: Tensor) -> Histories:

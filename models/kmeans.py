@@ -47,7 +47,7 @@ def balanced_assign(scores: Tensor) -> Tensor:
 def sinkhorn_prices(scores: Tensor) -> Tensor:
     """A bonus [K] per centroid that evens out how many rows of `scores` [N, K] prefer it (entropic transport)."""
     log_plan = scores / SINKHORN_TEMPERATURE
-    prices = torch.zeros(scores.shape[1])
+    prices = scores.new_zeros(scores.shape[1])
     for _ in range(SINKHORN_STEPS):
         rows = (log_plan + prices).logsumexp(dim=1, keepdim=True)
         prices = -(log_plan - rows).logsumexp(dim=0)

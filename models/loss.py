@@ -3,10 +3,14 @@
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.contract import SCENARIOS
+from models.kmeans import sinkhorn_prices
+
 NEAR_DUPLICATE = 0.98  # cosine above which a negative counts as the target itself
-SPREAD = 0.1  # share of the loss that goes to all queries of the scenario
+SPREAD = 0.05  # share of the loss that goes to all queries of the scenario
 WEIGHT_SHARE = 0.1  # of the weights' cross-entropy
 
 
@@ -31,14 +35,25 @@ def near_duplicates(targets: Tensor, negatives: Tensor) -> Tensor:
     return targets @ negatives.T > NEAR_DUPLICATE
 
 
-def interest_loss(losses: Tensor, similarity: Tensor, weight_logits: Tensor) -> Tensor:
-    """The mean loss of M targets, each against the K queries of its scenario; all arguments are [M, K].
+def nearest_query(similarity: Tensor, scenario: Tensor) -> Tensor:
+    """The query [M] that each target trains, given its similarity [M, K] to the K queries of its `scenario` [M].
 
-    A target goes to the query most similar to it (ComiRec; RED-Rec clusters the targets and matches clusters to
-    queries, left to a later version), and the weights learn which query that will be. A share SPREAD goes to all K
-    queries, so that none is left without a gradient (ours).
+    The most similar one (ComiRec), at prices that share a batch's targets of a scenario out evenly (ours): without them
+    the query that is nearest at the start gets every target and the others nothing. RED-Rec clusters each user's
+    targets and matches clusters to queries instead, which is left to a later version.
     """
-    best = similarity.argmax(dim=-1, keepdim=True)
-    nearest = losses.gather(-1, best)[..., 0]
-    weight = -weight_logits.log_softmax(dim=-1).gather(-1, best)[..., 0]
-    return ((1 - SPREAD) * nearest + SPREAD * losses.mean(dim=-1) + WEIGHT_SHARE * weight).mean()
+    priced = similarity.detach().clone()
+    for code in range(len(SCENARIOS)):
+        rows = scenario == code
+        priced[rows] += sinkhorn_prices(priced[rows])
+    return priced.argmax(dim=-1)
+
+
+def interest_loss(losses: Tensor, weight_logits: Tensor, query: Tensor) -> Tensor:
+    """The mean loss of M targets, given those against all K queries [M, K] and the one each trains [M].
+
+    The weights learn which query that will be. A share SPREAD goes to all K queries, so that none strays (ours).
+    """
+    chosen = losses.gather(-1, query[:, None])[:, 0]
+    weight = F.cross_entropy(weight_logits, query, reduction="none")
+    return ((1 - SPREAD) * chosen + SPREAD * losses.mean(dim=-1) + WEIGHT_SHARE * weight).mean()

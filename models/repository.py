@@ -49,7 +49,8 @@ def set_parameters(config: str, values: dict[str, int]) -> str:
 def _aside(model: Path) -> Path:
     """An empty folder beside the version folder (Triton ignores names that are no numbers), with its model.py."""
     aside = model / "writing"
-    shutil.rmtree(aside, ignore_errors=True)
+    for left in (aside, model / "old"):  # by a run that was killed
+        shutil.rmtree(left, ignore_errors=True)
     aside.mkdir()
     shutil.copy(model / VERSION / "model.py", aside)
     return aside
@@ -58,6 +59,8 @@ def _aside(model: Path) -> Path:
 def _swap(model: Path, aside: Path, parameters: dict[str, int]) -> None:
     config, written = model / "config.pbtxt", model / "config.writing"
     written.write_text(set_parameters(config.read_text(), parameters))
+    for path in filter(Path.is_file, aside.rglob("*")):
+        path.chmod(0o644)  # safetensors writes for the owner alone; the server may be another user
     old = (model / VERSION).rename(model / "old")
     aside.rename(model / VERSION)
     written.replace(config)

@@ -125,4 +125,4 @@ def test_too_few_vectors_or_an_odd_size_are_refused() -> None:
     with pytest.raises(ValueError, match="cannot fill"):
         ResidualCodebook.fit(torch.randn(10, 16), CodebookConfig(dim=16, codewords=16))
     with pytest.raises(ValueError, match="power of two"):
-        ResidualCodebook(CodebookConfig(codewords=100))
+        CodebookConfig(codewords=100)

@@ -13,7 +13,7 @@ from transformers import GPT2Config, Qwen2Config
 from models.codebook import CodebookConfig, ResidualCodebook
 from models.events import Histories
 from models.light import LightRecommender
-from models.loss import InfoNCE, interest_loss, near_duplicates
+from models.loss import InfoNCE, interest_loss, near_duplicates, nearest_query
 from models.tiny import llama_config
 from models.user_tower import UserTower, UserTowerConfig
 
@@ -162,12 +162,22 @@ def test_info_nce_is_the_cross_entropy_of_the_target_without_near_duplicates() -
     torch.testing.assert_close(loss(query[:, None], target, negatives, masked)[0, 0], expected)
 
 
-def test_each_target_trains_its_nearest_query_most() -> None:
+def test_each_target_trains_its_query_most() -> None:
     losses = torch.tensor([[1.0, 2.0], [3.0, 4.0]], requires_grad=True)
-    similarity = torch.tensor([[0.9, 0.1], [0.1, 0.9]])
-    interest_loss(losses, similarity, torch.zeros(2, 2)).backward()
+    interest_loss(losses, torch.zeros(2, 2), torch.tensor([0, 1])).backward()
     assert losses.grad[0, 0] > 10 * losses.grad[0, 1] > 0
     assert losses.grad[1, 1] > 10 * losses.grad[1, 0] > 0
+
+
+def test_no_query_gets_all_targets_and_the_likeliest_still_get_theirs() -> None:
+    similarity = torch.rand(60, 4) * 0.1
+    similarity[:, 2] += 0.5
+    similarity[:15, 0] += 0.3
+    scenario = torch.arange(60) % 3
+    chosen = nearest_query(similarity, scenario)
+    for code in range(3):
+        assert chosen[scenario == code].bincount(minlength=4).min() >= 2
+    assert (chosen[:15] == 0).float().mean() > 0.8
 
 
 @torch.inference_mode()
