@@ -15,7 +15,8 @@ RUN useradd --uid 10001 --create-home facetstream
 COPY --from=build /src/requirements.txt /opt/facetstream/
 RUN pip install -r /opt/facetstream/requirements.txt
 RUN --mount=type=bind,from=build,source=/wheels,target=/wheels pip install --no-deps /wheels/*.whl
-COPY triton_repo /opt/facetstream/triton_repo
+# For provision, which puts the codebook into Redis. Weights are written for their owner alone.
+COPY --chmod=755 triton_repo /opt/facetstream/triton_repo
 USER facetstream
 WORKDIR /home/facetstream
 EXPOSE 6066

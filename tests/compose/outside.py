@@ -49,14 +49,13 @@ class Outside:
         self._send([self._event(user, scenario) for user in self.users for scenario in Scenario])
 
     def _event(self, user: str, scenario: Scenario) -> Message:
+        """A query typed, or a click on an item."""
         ts = next(self._clock)
-        item = self._items[ts % len(self._items)]
-        event = {"event_id": f"e-{ts}", "user_id": user, "item_id": item, "action": "click", "ts": ts}
-        if scenario.name == "search":
-            event["query"] = f"thing {ts % 7}"
-            self._done[user].append((ts, scenario, query_key(event["query"])))
-        self._done[user].append((ts, scenario, item_key(item)))
-        return f"events.{scenario.name}", user, event
+        item, query = self._items[ts % len(self._items)], f"thing {ts % 7}"
+        searched = scenario.name == "search"
+        act = {"action": "search", "query": query} if searched else {"action": "click", "item_id": item}
+        self._done[user].append((ts, scenario, query_key(query) if searched else item_key(item)))
+        return f"events.{scenario.name}", user, {"event_id": f"e-{ts}", "user_id": user, "ts": ts, **act}
 
     def _send(self, messages: Sequence[Message]) -> None:
         asyncio.run(_produce(self._stack.addresses["FACETSTREAM_KAFKA_URL"], messages))

@@ -28,6 +28,11 @@ def well(container: dict[str, Any]) -> bool:
     return container["Health"] == "healthy" or (container["State"], container["ExitCode"]) == ("exited", 0)
 
 
+def _logs(container: str) -> str:
+    command = ["docker", "logs", "--tail", str(LOG_LINES), container]
+    return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False).stdout
+
+
 class ComposeError(Exception):
     """A docker compose command failed: what it said, and the last lines of every service."""
 
@@ -85,11 +90,7 @@ class Stack:
         """The last lines of the services that are not well; of all when all are."""
         found = [json.loads(line) for line in self._run("ps", "--all", "--format", "json").stdout.splitlines()]
         unwell = [container for container in found if not well(container)]
-        return "\n".join(self._logs(container["Service"]) for container in unwell or found)
-
-    def _logs(self, service: str) -> str:
-        lines = self._run("logs", "--no-color", "--no-log-prefix", "--tail", str(LOG_LINES), service)
-        return f"---- {service}\n{lines.stdout}{lines.stderr}"
+        return "\n".join(f"---- {c['Service']}\n{_logs(c['Name'])}" for c in unwell or found)
 
     def down(self) -> None:
         self._run("down", "--volumes", "--remove-orphans", "--timeout", "5")
@@ -97,5 +98,5 @@ class Stack:
     def _run(self, *words: str) -> subprocess.CompletedProcess[str]:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("FACETSTREAM_")}
         environment = clean | {name: str(port) for name, port in self.ports.items()}
-        command = ["docker", "compose", "--ansi", "never", "--project-name", self.project, *words]
+        command = ["docker", "compose", "--project-name", self.project, *words]
         return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
