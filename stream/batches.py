@@ -11,16 +11,20 @@ import signal
 import ssl
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from functools import partial
 from typing import Any, TypeVar
 
 import faust
-from aiokafka.errors import IllegalStateError
+from aiokafka.client import AIOKafkaClient
+from aiokafka.errors import IllegalStateError, KafkaConnectionError
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, ConsumerMessage
 from mode.utils.futures import notify
 from yarl import URL
 
+from stream.errors import Transient
 from stream.ledger import Batch, Ledger, Record
+from stream.retry import persistently
 from stream.settings import Settings
 
 BATCHES_UNDER_WAY = 2  # per partition: one in the agent's hands, one waiting; the rest stays in Kafka
@@ -231,9 +235,11 @@ async def run(app: BatchApp, main: Coroutine[Any, Any, T]) -> T:
     """Run `app` for as long as `main` takes, then stop it: what is acknowledged is committed and the group is left.
 
     Returns what `main` returns. When a handler fails or Faust crashes, `main` is cancelled and the cause is raised.
+    `main` is under way while Kafka is waited for.
     """
     body = asyncio.ensure_future(main)
     try:
+        await persistently(partial(_answers, app))  # an app that failed to start cannot be started again
         await app.start()
         crash = asyncio.ensure_future(app.wait_until_stopped())
         await asyncio.wait({body, app.failure, crash}, return_when=asyncio.FIRST_COMPLETED)
@@ -246,6 +252,18 @@ async def run(app: BatchApp, main: Coroutine[Any, Any, T]) -> T:
     if app.crash_reason is not None:
         raise app.crash_reason
     return body.result()
+
+
+async def _answers(app: BatchApp) -> None:
+    servers = driver.server_list(app.conf.broker_consumer, driver.Transport.default_port)
+    auth = driver.credentials_to_aiokafka_auth(app.conf.broker_credentials, app.conf.ssl_context)
+    client = AIOKafkaClient(bootstrap_servers=servers, **auth)
+    try:
+        await client.bootstrap()
+    except KafkaConnectionError:
+        raise Transient(f"Kafka at {','.join(servers)} does not answer") from None
+    finally:
+        await client.close()
 
 
 async def terminated() -> None:

@@ -89,9 +89,9 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
             raise
         need("triton", str(error))
     asyncio.run(_provision(wanted, found))
-    worker = start_worker(wanted, found)
-    yield System(wanted, found, worker)
-    worker.stop()
+    running = System(wanted, found, start_worker(wanted, found))
+    yield running
+    running.worker.stop()
     stack.stop()
 
 

@@ -117,11 +117,11 @@ def test_a_user_is_inspected_and_recommended_for_without_any_setting(system: Sys
     assert [line["name"] for line in inspected["history"]["newest"]] == [f"i{n}" for n in range(5)]
     for scenario in SCENARIOS:
         assert abs(sum(i["weight"] for i in inspected["interests"][scenario]) - 1) < 1e-3
-        for merge in ("rrf", "max", "quota"):
-            answer = system.facetstream("recommend", "seen", "--scenario", scenario, "--merge", merge, "--json")
-            found = [i["item_id"] for i in json.loads(answer.stdout)["items"]]
-            assert len(found) == 10
-            assert not set(found) & {f"i{n}" for n in range(5)}
+    for scenario, merge in zip(SCENARIOS, ("rrf", "max", "quota"), strict=True):
+        answer = system.facetstream("recommend", "seen", "--scenario", scenario, "--merge", merge, "--json")
+        found = [i["item_id"] for i in json.loads(answer.stdout)["items"]]
+        assert len(found) == 10
+        assert not set(found) & {f"i{n}" for n in range(5)}
     assert "seen" in system.facetstream("inspect", "seen").stdout
 
 
