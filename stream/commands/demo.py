@@ -128,9 +128,11 @@ def _memory(stack: Stack, worker: Server | None) -> dict[str, int]:
 
 
 async def _keep_running(view: View, found: Addresses, story: Story) -> None:
+    ended = asyncio.create_task(terminated())
+    await asyncio.sleep(0)  # from here on Ctrl-C is heard
     for part in PARTS:
         view.say(f"{part}: {getattr(found, part)}")
     view.say(f"In another terminal: facetstream recommend {story.user_id} --scenario feed")
     view.say(f"                     facetstream inspect {story.user_id}")
     view.say("Ctrl-C ends everything.")
-    await terminated()
+    await ended
