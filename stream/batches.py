@@ -238,14 +238,18 @@ async def run(app: BatchApp, main: Coroutine[Any, Any, T]) -> T:
     `main` is under way while Kafka is waited for.
     """
     body = asyncio.ensure_future(main)
+    kafka = asyncio.ensure_future(persistently(partial(_answers, app)))
     try:
-        await persistently(partial(_answers, app))  # an app that failed to start cannot be started again
-        await app.start()
-        crash = asyncio.ensure_future(app.wait_until_stopped())
-        await asyncio.wait({body, app.failure, crash}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({body, kafka}, return_when=asyncio.FIRST_COMPLETED)
+        if kafka.done():  # an app that failed to start cannot be started again
+            kafka.result()
+            await app.start()
+            crash = asyncio.ensure_future(app.wait_until_stopped())
+            await asyncio.wait({body, app.failure, crash}, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        body.cancel()
-        await asyncio.wait({body})
+        for task in (body, kafka):
+            task.cancel()
+        await asyncio.wait({body, kafka})
         await app.stop()
     if app.failure.done():
         app.failure.result()

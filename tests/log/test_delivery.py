@@ -217,3 +217,10 @@ async def test_the_in_memory_broker(memory_broker: Server, settings: MakeSetting
         await run(app, story())
     assert len(journal.offsets) == 4
     assert all(offsets == list(range(len(offsets))) for offsets in journal.offsets.values())
+
+
+async def test_kafka_away_at_the_start_is_waited_for(settings: MakeSettings, caplog: pytest.LogCaptureFixture) -> None:
+    app = application(settings(), "127.0.0.1:1")
+    consume(app, "events.feed", Journal())
+    await run(app, asyncio.sleep(0.3))
+    assert "Kafka at 127.0.0.1:1 does not answer; trying again" in caplog.text
