@@ -201,7 +201,7 @@ class Demo:
         return progress.dealt_with >= progress.produced and progress.dirty == 0
 
     async def _until(self, phase: str, done: Callable[[Progress], bool]) -> None:
-        """Watch until `done`, or until nothing has moved for `PATIENCE` seconds: the audit then says what is missing."""
+        """Watch until `done`, or until nothing has moved for `PATIENCE` seconds."""
         last, moved = Counter[str](), time.monotonic()
         while not done(progress := await self.progress(phase)):
             self._watch(progress)

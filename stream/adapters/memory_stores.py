@@ -51,9 +51,7 @@ class MemoryHistories:
             dropped, records = _trim(records, self.length)
             version += sum(2 - known(r) for r in dropped)
             marks = {**history.marks, source.key: (source.epoch, mark)}
-            self.packed[append.user_id] = encode(
-                replace(history, version=version, marks=marks, records=tuple(records))
-            )
+            self.packed[append.user_id] = encode(replace(history, version=version, marks=marks, records=tuple(records)))
         if events:
             self.windows[append.user_id, source.scenario] = window
             self.marks.setdefault(append.user_id, append.produced_ms)

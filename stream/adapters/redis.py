@@ -162,7 +162,7 @@ class RedisHistories:
 
 
 class RedisItems:
-    """`stream.stores.Items` on Redis. Codes carry the codebook's version; those of another codebook count as missing."""
+    """`stream.stores.Items` on Redis. Codes carry the version of their codebook; those of another are missing."""
 
     def __init__(self, redis: Redis, *, codebook_version: int) -> None:
         self._redis = redis

@@ -40,9 +40,7 @@ async def test_a_name_gets_its_index_on_first_sight_and_keeps_it(stores: Stores)
     assert await stores.items.claim(["i:b"]) == first[1:2]
 
 
-async def test_an_index_that_another_name_holds_is_left_to_it(
-    stores: Stores, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_index_that_another_name_holds_is_left_to_it(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("redis", "memory_stores"):
         monkeypatch.setattr(f"stream.adapters.{module}.item_index", lambda name, salt=0: 100 + salt)
     assert [i.index for i in await stores.items.claim(["i:a"])] == [100]
