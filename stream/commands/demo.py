@@ -17,7 +17,7 @@ from stream.addresses import PARTS, Addresses
 from stream.batches import terminated
 from stream.commands.demo_view import View
 from stream.demo import Demo, Progress, Story, report
-from stream.embedded.process import Server, folder_of, resident_bytes, spawn
+from stream.embedded.process import Server, folder_of, port_for, resident_bytes, spawn
 from stream.embedded.stack import Stack
 from stream.errors import UserError
 from stream.provision import provision
@@ -70,7 +70,7 @@ async def _demo(chosen: Options, wanted: Settings, found: Addresses, stack: Stac
     async with connect(wanted, found) as services:
         for what in await provision(wanted, found, services):
             view.say(f"made {what}")
-        with _worker(wanted, found, needed=await services.registry.workers() == 0) as worker:
+        with _worker(wanted, found, stack, needed=await services.registry.workers() == 0) as worker:
             opened, watch = await stores(services, wanted), _watch(view, worker)
             demo = Demo(wanted, found, services, opened, _population(chosen), watch)
             with view:
@@ -87,7 +87,7 @@ async def _demo(chosen: Options, wanted: Settings, found: Addresses, stack: Stac
             if chosen.as_json:
                 click.echo(json.dumps(verdict))
             if chosen.keep_running:
-                await _keep_running(view, found, story)
+                await _keep_running(view, found, story, worker)
             return 0 if applied and changed else 1
 
 
@@ -98,14 +98,17 @@ def _population(chosen: Options) -> Population:
 
 
 @contextmanager
-def _worker(wanted: Settings, found: Addresses, needed: bool) -> Iterator[Server | None]:
+def _worker(wanted: Settings, found: Addresses, stack: Stack, needed: bool) -> Iterator[Server | None]:
     """A worker process of our own, unless one is at work already."""
     if not needed:
         yield None
         return
-    urls = {variable(f"{part}_url"): url for part, url in asdict(found).items()}
+    env = {variable(f"{part}_url"): url for part, url in asdict(found).items()}
+    port = port_for(wanted, "web_port")
+    env[variable("web_port")] = str(port)
     command = [sys.executable, "-m", "stream.cli", "worker"]
-    worker = spawn("worker", "", folder_of(wanted, "worker"), command, env=urls)
+    worker = spawn("worker", f"http://127.0.0.1:{port}", folder_of(wanted, "worker"), command, env)
+    stack.announce(worker.address)
     try:
         yield worker
     finally:
@@ -127,11 +130,13 @@ def _memory(stack: Stack, worker: Server | None) -> dict[str, int]:
     return {**stack.resident_bytes(), **own, "demo": resident_bytes(os.getpid())}
 
 
-async def _keep_running(view: View, found: Addresses, story: Story) -> None:
+async def _keep_running(view: View, found: Addresses, story: Story, worker: Server | None) -> None:
     ended = asyncio.create_task(terminated())
     await asyncio.sleep(0)  # from here on Ctrl-C is heard
     for part in PARTS:
         view.say(f"{part}: {getattr(found, part)}")
+    if worker is not None:
+        view.say(f"worker: {worker.address}/counters")
     view.say(f"In another terminal: facetstream recommend {story.user_id} --scenario feed")
     view.say(f"                     facetstream inspect {story.user_id}")
     view.say("Ctrl-C ends everything.")

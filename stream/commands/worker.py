@@ -2,11 +2,14 @@
 
 import asyncio
 import logging
+import time
 
 import click
 
 from stream import addresses, settings
 from stream.app import work
+
+QUIET_SECONDS = 10.0  # a message is not repeated within
 
 
 @click.command("worker")
@@ -17,4 +20,22 @@ def command() -> None:
     """
     wanted = settings.load()
     logging.basicConfig(level=wanted.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(Sparing())
     asyncio.run(work(wanted, addresses.find(wanted)))
+
+
+class Sparing(logging.Filter):
+    """Lets each kind of message pass now and then: in an outage, clients repeat themselves many times a second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._passed: dict[tuple[str, str, str], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        about = str(record.args[0]) if isinstance(record.args, tuple) and record.args else ""
+        kind, now = (record.name, str(record.msg), about), time.monotonic()
+        if now - self._passed.get(kind, float("-inf")) < QUIET_SECONDS:
+            return False
+        self._passed[kind] = now
+        return True

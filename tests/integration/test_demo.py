@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,12 @@ def perform(run: subprocess.Popen[str]) -> dict[str, Any]:
     return verdict
 
 
+def ask(url: str) -> dict[str, Any]:
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        found: dict[str, Any] = json.load(answer)
+    return found
+
+
 def check(verdict: dict[str, Any]) -> None:
     assert verdict.keys() >= KEYS
     assert verdict["events_applied"] == verdict["events_produced"] == 2_512
@@ -78,7 +85,10 @@ def check(verdict: dict[str, Any]) -> None:
 def test_the_verdict_holds_twice_on_one_folder_and_nothing_is_left_running(tmp_path: Path) -> None:
     first = demo(tmp_path, *SMALL, "--keep-running")
     check(perform(first))
-    assert (tmp_path / "running.json").exists()
+    worker = json.loads((tmp_path / "running.json").read_text())["worker"]
+    assert ask(f"{worker}/livez") == {"alive": True}
+    assert ask(f"{worker}/readyz") == {"redis": True, "triton": True, "qdrant": True}
+    assert ask(f"{worker}/counters")["events_applied"] == 2_512
     os.kill(first.pid, signal.SIGINT)
     _, err = first.communicate(timeout=60)
     assert first.returncode == 0
