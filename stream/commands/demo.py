@@ -44,7 +44,7 @@ class Options:
 @click.option("--events", default=20_000, show_default=True, type=click.IntRange(1), help="How many events.")
 @click.option("--users", default=500, show_default=True, type=click.IntRange(1), help="Of how many users.")
 @click.option(
-    "--rate", default=1_000.0, show_default=True, type=click.FloatRange(0), help="Events a second; 0: no limit."
+    "--rate", default=500.0, show_default=True, type=click.FloatRange(0), help="Events a second; 0: no limit."
 )
 @click.option("--seed", default=7, show_default=True, help="Of the synthetic population.")
 @click.option("--json", "as_json", is_flag=True, help="End with the verdict as one JSON object.")
