@@ -1,6 +1,7 @@
-"""In-memory twins of `Models` and `Vectors`, for tests and for trying things out: no server, no file, no network."""
+"""In-memory twins of `Models`, `Vectors` and `Log`, for tests and for trying things out: no server, no network."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
@@ -11,7 +12,7 @@ from qdrant_client import AsyncQdrantClient
 from models.contract import DIM, SCENARIOS
 from stream.adapters.qdrant import QdrantVectors
 from stream.points import ITEMS, USERS
-from stream.ports import Encoded, Floats, HistoryTensors, Interests, ModelCard
+from stream.ports import DeadLetter, Encoded, Floats, HistoryTensors, Interests, ModelCard, Update
 
 
 class MemoryVectors(QdrantVectors):
@@ -65,6 +66,20 @@ class MemoryModels:
         """What a user without history is taken for: [scenario, K, dim], faint."""
         names = [[f"{scenario}_{k}".encode() for k in range(self._card.interests)] for scenario in SCENARIOS]
         return np.stack([[_drawn(name) for name in row] for row in names]) * np.float32(1e-3)
+
+
+@dataclass
+class MemoryLog:
+    """What was written, in order."""
+
+    letters: list[DeadLetter] = field(default_factory=list)
+    updates: list[Update] = field(default_factory=list)
+
+    async def dead_letter(self, letters: Sequence[DeadLetter]) -> None:
+        self.letters += letters
+
+    async def announce(self, updates: Sequence[Update]) -> None:
+        self.updates += updates
 
 
 @lru_cache(maxsize=100_000)

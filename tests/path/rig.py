@@ -3,10 +3,9 @@
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-from stream.adapters.memory import MemoryModels, MemoryVectors
+from stream.adapters.memory import MemoryLog, MemoryModels, MemoryVectors
 from stream.adapters.memory_stores import MemoryHistories, MemoryItems
 from stream.catalog import Catalog
 from stream.dirty_queue import DirtyQueue
@@ -15,26 +14,12 @@ from stream.history import History, decode
 from stream.ingest import Ingest, ItemCache
 from stream.ledger import Batch, Record
 from stream.pending import Pending
-from stream.ports import DeadLetter, ModelCard, Update
+from stream.ports import ModelCard
 from stream.refresh import Pace, Refresher
 from stream.stats import Stats
 
 NOW_MS = 1_750_000_000_000
 CARD = ModelCard(dim=64, interests=4, code_bytes=4, codebook_version=1, model_version="1")
-
-
-@dataclass
-class MemoryLog:
-    """The twin of `stream.ports.Log`."""
-
-    letters: list[DeadLetter] = field(default_factory=list)
-    updates: list[Update] = field(default_factory=list)
-
-    async def dead_letter(self, letters: Sequence[DeadLetter]) -> None:
-        self.letters += letters
-
-    async def announce(self, updates: Sequence[Update]) -> None:
-        self.updates += updates
 
 
 class Rig:

@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stream import retry
+from stream.adapters.memory import MemoryLog
 from stream.adapters.memory_stores import MemoryHistories
 from stream.errors import Permanent, Transient
 from stream.identity import item_index, query_key
 from stream.stores import Append, Applied
-from tests.path.rig import NOW_MS, MemoryLog, Rig, event, item
+from tests.path.rig import NOW_MS, Rig, event, item
 
 
 async def test_events_of_a_batch_reach_their_users_histories_in_order() -> None:

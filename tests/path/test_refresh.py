@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from stream import refresh
-from stream.adapters.memory import MemoryModels, MemoryVectors
+from stream.adapters.memory import MemoryLog, MemoryModels, MemoryVectors
 from stream.adapters.memory_stores import MemoryHistories
 from stream.errors import Permanent, Transient
 from stream.identity import SHARDS
 from stream.ports import Encoded, HistoryTensors, Interests, Profile
 from stream.stores import Refreshed
-from tests.path.rig import NOW_MS, MemoryLog, Rig, event, item
+from tests.path.rig import NOW_MS, Rig, event, item
 
 
 async def settled(rig: Rig, seconds: float = 20.0) -> None:

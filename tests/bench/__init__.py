@@ -1,0 +1,1 @@
+"""`make bench`: what Facetstream's parts do against plain baselines, measured in the same run."""

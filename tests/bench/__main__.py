@@ -1,0 +1,55 @@
+"""`python -m tests.bench [ingest|refresh|freshness|memory ...] [--json FILE] [--write]`."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from stream.settings import load
+from tests.bench import freshness, ingest, memory, refresh
+from tests.bench.report import Section, machine, markdown
+from tests.bench.system import System, running
+
+OWN = {"ingest": ingest.measure, "refresh": refresh.measure, "memory": memory.measure}  # on servers started here
+RESULTS = Path(__file__).with_name("RESULTS.md")
+
+
+def main() -> None:
+    chosen = _arguments()
+    wanted = chosen.measures or [*OWN, "freshness"]
+    where = machine("Apache Kafka" if load().kafka_home else "librdkafka's in-memory broker")
+    sections = _on_servers({name: OWN[name] for name in wanted if name in OWN})
+    if "freshness" in wanted:
+        sections.append(freshness.measure())
+    text = markdown(where, sections)
+    print(text)
+    if chosen.json:
+        found = {"machine": where, "sections": [asdict(section) for section in sections]}
+        chosen.json.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+    if chosen.write:
+        RESULTS.write_text(f"# Benchmarks\n\nOf `{_command()}`:\n{text}")
+
+
+def _on_servers(measures: dict[str, Callable[[System], Section]]) -> list[Section]:
+    if not measures:
+        return []
+    with running() as system:
+        return [measure(system) for measure in measures.values()]
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument("measures", nargs="*", choices=[*OWN, "freshness", []], help="default: all")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures, each round, as JSON")
+    parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name} in this package")
+    return parser.parse_args()
+
+
+def _command() -> str:
+    return " ".join(["python -m tests.bench", *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""Events a second of one process: three ways to get them from Kafka, two things to do with them."""
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+
+import faust
+from aiokafka import AIOKafkaConsumer
+
+from stream.batches import Batch, Record, application, consume, run
+from stream.events import Scenario
+from stream.services import Services, Stores, producer
+from stream.synthetic import Act, synthesize
+from stream.topics import EVENT_TOPICS
+from tests.bench.report import Section, compared, interleaved
+from tests.bench.system import System, ingest, know, raw
+
+EVENTS, USERS = 60_000, 500  # about 1.5 MB a partition: the in-memory broker keeps 5 MB
+FEW = 6_000  # of the same, for what is slow
+ROUNDS = 3
+SCENARIOS = {topic: Scenario[name] for name, topic in EVENT_TOPICS.items()}
+PLAIN, STOCK = "bare aiokafka, json.loads", "stock agent, histories in Redis"
+BASELINES = {"bare": PLAIN, "stock": STOCK}
+ABOUT = f"""\
+{EVENTS:,} events of {USERS} users lie in Kafka before the clock starts; stock agents read {FEW:,} of them. The time is
+from the first record in hand to the last one handled; joining the group is not in it. "Histories in Redis" is
+`stream.ingest`: validation, items, de-duplication, one script per user and batch. Ratios are to a bare aiokafka loop
+that only does `json.loads`, and to a stock Faust agent (`async for`) that gives the same handler one event at a time."""
+
+Handler = Callable[[Batch], Awaitable[None]]
+Delivery = Callable[[System, "Meter"], Awaitable[None]]
+
+
+def measure(system: System) -> Section:
+    acts = synthesize(USERS, EVENTS).acts
+    asyncio.run(_produce(system, acts))
+    lanes = {
+        PLAIN: (_bare, _parse, EVENTS),
+        "batch agent, json.loads": (_batches, _parse, EVENTS),
+        "stock agent, json.loads": (_stock, _parse, FEW),
+        "bare aiokafka, histories in Redis": (_bare, None, EVENTS),
+        "batch agent, histories in Redis (the product)": (_batches, None, EVENTS),
+        STOCK: (_stock, None, FEW),
+    }
+    found = interleaved({name: partial(_lane, system, acts, *lane) for name, lane in lanes.items()}, ROUNDS)
+    return Section("Ingest", ABOUT, compared(found, "events/s", BASELINES))
+
+
+class Meter:
+    """Counts what a handler has done, between its first call and its `goal`th event."""
+
+    def __init__(self, handle: Handler, goal: int) -> None:
+        self._handle, self._left, self._goal = handle, goal, goal
+        self._began = self._ended = 0.0
+        self.done = asyncio.Event()
+
+    async def __call__(self, batch: Batch) -> None:
+        self._began = self._began or time.perf_counter()
+        await self._handle(batch)
+        self._left -= len(batch.records)
+        if self._left <= 0 and not self.done.is_set():
+            self._ended = time.perf_counter()
+            self.done.set()
+
+    @property
+    def rate(self) -> float:
+        return (self._goal - self._left) / (self._ended - self._began)
+
+
+def _lane(
+    system: System, acts: Sequence[Act], deliver: Callable[..., Awaitable[None]], handle: Handler, goal: int
+) -> float:
+    system.empty()
+
+    async def body(_: Services, opened: Stores) -> float:
+        await know(opened, acts)
+        meter = Meter(handle or _into_histories(system, opened), goal)
+        group = f"bench-{time.time_ns()}"
+        await deliver(System(system.settings.model_copy(update={"consumer_group": group}), system.addresses), meter)
+        return meter.rate
+
+    return system.use(body)
+
+
+async def _bare(system: System, meter: Meter) -> None:
+    bootstrap, group = system.addresses.kafka, system.settings.consumer_group
+    async with AIOKafkaConsumer(
+        *SCENARIOS, bootstrap_servers=bootstrap, group_id=group, auto_offset_reset="earliest"
+    ) as kafka:
+        while not meter.done.is_set():
+            for tp, found in (await kafka.getmany(timeout_ms=100, max_records=system.settings.ingest_batch)).items():
+                records = tuple(Record(r.offset, r.key, r.value, r.timestamp, r.headers) for r in found)
+                await meter(Batch(tp.topic, tp.partition, records))
+
+
+async def _batches(system: System, meter: Meter) -> None:
+    app = application(system.settings, system.addresses.kafka)
+    for topic in SCENARIOS:
+        consume(app, topic, meter)
+    await run(app, meter.done.wait())
+
+
+async def _stock(system: System, meter: Meter) -> None:
+    """As Faust's own documentation has it, one event after the other."""
+    app = faust.App(
+        system.settings.consumer_group,
+        broker=f"kafka://{system.addresses.kafka}",
+        consumer_auto_offset_reset="earliest",
+        topic_allow_declare=False,
+        topic_disable_leader=True,
+        web_enabled=False,
+        datadir=system.settings.data_folder / "stock",
+    )
+
+    async def agent(stream: faust.Stream[bytes]) -> None:
+        async for event in stream.events():
+            m = event.message
+            await meter(Batch(m.topic, m.partition, (Record(m.offset, m.key, event.value, int(m.timestamp * 1000)),)))
+
+    for topic in SCENARIOS:
+        app.agent(app.topic(topic, value_type=bytes, value_serializer="raw"), name=topic)(agent)
+    async with app:
+        await meter.done.wait()
+
+
+async def _parse(batch: Batch) -> None:
+    for record in batch.records:
+        json.loads(record.value or b"")
+
+
+def _into_histories(system: System, opened: Stores) -> Handler:
+    handler = ingest(opened, system.settings)
+    return lambda batch: handler.handle(batch, SCENARIOS[batch.topic])
+
+
+async def _produce(system: System, acts: Sequence[Act]) -> None:
+    async with producer(system.addresses.kafka, system.settings) as kafka:
+        for act in acts:
+            await kafka.send(EVENT_TOPICS[act.scenario], act.record["user_id"].encode(), raw(act))
+        await kafka.flush()

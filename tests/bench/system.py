@@ -1,0 +1,131 @@
+"""The four embedded servers in a folder of their own, provisioned, and the product's ingest on them."""
+
+import asyncio
+import json
+import os
+import tempfile
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from stream import settings
+from stream.addresses import PARTS, Addresses
+from stream.dirty_queue import DirtyQueue
+from stream.embedded.stack import Stack
+from stream.events import Scenario
+from stream.identity import item_key, query_key
+from stream.ingest import Ingest, ItemCache
+from stream.ledger import Batch, Record
+from stream.ports import DeadLetter, Update
+from stream.provision import provision
+from stream.services import Services, Stores, connect, stores
+from stream.settings import Settings, variable
+from stream.stats import Stats
+from stream.synthetic import Act
+from stream.topics import EVENT_TOPICS
+
+ROOT = Path(__file__).parents[2]
+T = TypeVar("T")
+
+
+@dataclass
+class Silence:
+    """A `stream.ports.Log` that writes nothing: only good events are sent here, and announcing is not measured."""
+
+    letters: list[DeadLetter] = field(default_factory=list)
+
+    async def dead_letter(self, letters: list[DeadLetter]) -> None:
+        raise AssertionError(f"{len(letters)} events were refused, the first because: {letters[0].reason}")
+
+    async def announce(self, updates: list[Update]) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class System:
+    """What runs."""
+
+    settings: Settings
+    addresses: Addresses
+
+    def use(self, body: Callable[[Services, Stores], Awaitable[T]]) -> T:
+        """The result of a coroutine over the services, in an event loop of its own."""
+
+        async def run() -> T:
+            async with connect(self.settings, self.addresses) as services:
+                return await body(services, await stores(services, self.settings))
+
+        return asyncio.run(run())
+
+    def empty(self) -> None:
+        """Forget every history and item."""
+
+        async def run() -> None:
+            async with connect(self.settings, self.addresses) as services:
+                await services.redis.flushall()
+                await provision(self.settings, self.addresses, services)
+
+        asyncio.run(run())
+
+
+@contextmanager
+def running() -> Iterator[System]:
+    """Servers of our own, whatever the environment names: they are emptied again and again."""
+    with tempfile.TemporaryDirectory() as folder:
+        wanted = settings.load(**own(folder))
+        with Stack(wanted) as found:
+            system = System(wanted, found)
+            system.empty()
+            yield system
+
+
+def own(folder: str) -> dict[str, object]:
+    """Settings of embedded servers that keep everything in `folder`."""
+    unset = dict.fromkeys(f"{part}_url" for part in PARTS)
+    return {"data_folder": Path(folder), "model_repository": ROOT / "triton_repo", "start_timeout": 120.0, **unset}
+
+
+def environment(folder: str) -> dict[str, str]:
+    """The same for a process of its own."""
+    wanted = {variable(name): str(value) for name, value in own(folder).items() if value is not None}
+    return {name: value for name, value in os.environ.items() if not name.startswith("FACETSTREAM_")} | wanted
+
+
+def ingest(opened: Stores, wanted: Settings) -> Ingest:
+    """As a worker has it; no refresh follows."""
+    return Ingest(
+        histories=opened.histories,
+        items=ItemCache(opened.items, wanted.item_cache),
+        log=Silence(),
+        queue=DirtyQueue(),
+        stats=Stats(),
+        max_event_bytes=wanted.max_event_bytes,
+        epochs={},
+    )
+
+
+async def know(opened: Stores, acts: Sequence[Act]) -> None:
+    """Make every item and query known and encoded, as the catalogue and refreshes do; the codes say nothing."""
+    names = {
+        query_key(a.record["query"]) if a.record["action"] == "search" else item_key(a.record["item_id"]) for a in acts
+    }
+    items = await opened.items.claim(sorted(names))
+    await opened.items.put_codes({item.index: bytes(opened.codebook.code_bytes) for item in items})
+
+
+async def apply(system: System, opened: Stores, acts: Sequence[Act]) -> None:
+    """Into histories, as if they came from one partition of each topic."""
+    await know(opened, acts)
+    handler = ingest(opened, system.settings)
+    for name, topic in EVENT_TOPICS.items():
+        values = [raw(act) for act in acts if act.scenario == name]
+        if values:
+            records = tuple(Record(offset, None, value, -1) for offset, value in enumerate(values))
+            await handler.handle(Batch(topic, 0, records), Scenario[name])
+
+
+def raw(act: Act) -> bytes:
+    """As the demo sends it."""
+    return json.dumps(act.record).encode()
