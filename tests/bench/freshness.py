@@ -13,8 +13,8 @@ GOALS_MS = {"p50": 200, "p99": 1_000}  # at 200 events a second
 POINTS = ("p50", "p95", "p99")
 GOAL = "goal"
 ABOUT = """\
-`facetstream demo --rate R --events N --json`, servers, worker and demo on the same cores, one run each. A refresh counts
-its oldest event. Ratios are to the goals for 200 events/s: p50 200 ms, p99 1 s."""
+`facetstream demo --rate R --events N --json`, servers, worker and demo on the same cores, one run each. A refresh
+counts its oldest event. Ratios are to the goals for 200 events/s: p50 200 ms, p99 1 s."""
 
 
 def measure() -> Section:

@@ -27,7 +27,8 @@ ABOUT = f"""\
 {EVENTS:,} events of {USERS} users lie in Kafka before the clock starts; stock agents read {FEW:,} of them. The time is
 from the first record in hand to the last one handled; joining the group is not in it. "Histories in Redis" is
 `stream.ingest`: validation, items, de-duplication, one script per user and batch. Ratios are to a bare aiokafka loop
-that only does `json.loads`, and to a stock Faust agent (`async for`) that gives the same handler one event at a time."""
+that only does `json.loads`, and to a stock Faust agent (`async for`) that hands the same handler one event at a
+time."""
 
 Handler = Callable[[Batch], Awaitable[None]]
 Delivery = Callable[[System, "Meter"], Awaitable[None]]

@@ -25,9 +25,9 @@ UNDER_WAY = 2  # batches, as a worker has it by default
 ROUNDS = 5
 DIRECT = "torch in process"
 ABOUT = f"""\
-{USERS:,} users with {EVENTS // USERS} events on average, from Redis, {BATCH} at a time; unpacking is in every figure. One
-thread for torch, in process as in Triton. The last row is the product's whole refresh: read, infer, upsert into the
-embedded Qdrant, announce, settle. Ratios are to the same module called in process."""
+{USERS:,} users with {EVENTS // USERS} events on average, packed as in Redis, {BATCH} at a time; unpacking is in every
+figure. One thread for torch, in process as in Triton. The last row is the product's whole refresh: read, infer, upsert
+into the embedded Qdrant, announce, settle. Ratios are to the same module called in process."""
 
 Step = Callable[[Sequence[str], Sequence[bytes]], Awaitable[object]]
 
@@ -74,7 +74,6 @@ def _direct(*_: object) -> Step:
     torch.set_num_threads(1)
     tower = UserTower.load(ROOT / "triton_repo" / "user_interests" / "1")
 
-    @torch.inference_mode()
     async def run(_: Sequence[str], packed: Sequence[bytes]) -> object:
         t = history.tensors(packed)
         found = Histories(
@@ -84,7 +83,8 @@ def _direct(*_: object) -> Step:
             action=torch.from_numpy(t.action).long(),
             valid=torch.from_numpy(t.valid).bool(),
         )
-        return [answer.numpy() for answer in tower(found)]
+        with torch.inference_mode():
+            return [answer.numpy() for answer in tower(found)]
 
     return run
 
@@ -104,6 +104,6 @@ def _whole(services: Services, opened: Stores, out: object, card: object) -> Ste
         queue=DirtyQueue(),
         stats=Stats(),
         pace=Pace(BATCH, UNDER_WAY, sweep_interval=2.0),
-        owned=lambda: [],
+        owned=list,
     )
     return lambda users, _: refresher.refresh([Dirty(user, int(time.time() * 1000)) for user in users])
