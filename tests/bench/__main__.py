@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -13,12 +12,13 @@ from tests.bench.report import Section, machine, markdown
 from tests.bench.system import System, running
 
 OWN = {"ingest": ingest.measure, "refresh": refresh.measure, "memory": memory.measure}  # on servers started here
+MEASURES = [*OWN, "freshness"]
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
 
 def main() -> None:
     chosen = _arguments()
-    wanted = chosen.measures or [*OWN, "freshness"]
+    wanted = chosen.measures or MEASURES
     where = machine("Apache Kafka" if load().kafka_home else "librdkafka's in-memory broker")
     sections = _on_servers({name: OWN[name] for name in wanted if name in OWN})
     if "freshness" in wanted:
@@ -29,7 +29,8 @@ def main() -> None:
         found = {"machine": where, "sections": [asdict(section) for section in sections]}
         chosen.json.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
     if chosen.write:
-        RESULTS.write_text(f"# Benchmarks\n\nOf `{_command()}`:\n{text}")
+        command = " ".join(["python -m tests.bench", *chosen.measures, "--write"])
+        RESULTS.write_text(f"# Benchmarks\n\nWritten by `{command}`.\n\n{text}")
 
 
 def _on_servers(measures: dict[str, Callable[[System], Section]]) -> list[Section]:
@@ -40,15 +41,14 @@ def _on_servers(measures: dict[str, Callable[[System], Section]]) -> list[Sectio
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    parser.add_argument("measures", nargs="*", choices=[*OWN, "freshness", []], help="default: all")
+    parser = argparse.ArgumentParser(prog="python -m tests.bench")
+    parser.add_argument("measures", nargs="*", metavar="MEASURE", help=f"{', '.join(MEASURES)}; default: all")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures, each round, as JSON")
     parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name} in this package")
-    return parser.parse_args()
-
-
-def _command() -> str:
-    return " ".join(["python -m tests.bench", *sys.argv[1:]])
+    chosen = parser.parse_args()
+    if unknown := set(chosen.measures) - set(MEASURES):
+        parser.error(f"no such measure: {', '.join(sorted(unknown))}; there are {', '.join(MEASURES)}")
+    return chosen
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from stream.synthetic import synthesize
 from tests.bench.report import Section, compared, interleaved
 from tests.bench.system import ROOT, System, apply
 
-USERS, EVENTS, BATCH = 1_024, 40_960, 64
+USERS, EVENTS, BATCH = 512, 20_480, 64
 UNDER_WAY = 2  # batches, as a worker has it by default
 ROUNDS = 5
 DIRECT = "torch in process"

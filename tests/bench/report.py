@@ -1,5 +1,6 @@
 """Figures: rounds, medians, ratios, and how they are written."""
 
+import gc
 import os
 import platform
 import statistics
@@ -40,6 +41,8 @@ def interleaved(lanes: Mapping[str, Callable[[], float]], rounds: int) -> dict[s
     found: dict[str, list[float]] = {name: [] for name in lanes}
     for number in range(rounds):
         for name in list(lanes)[:: -1 if number % 2 else 1]:
+            gc.collect()
+            gc.freeze()  # what earlier lanes have left on the heap is no cost of this one
             found[name].append(lanes[name]())
             print(f"  round {number + 1}: {name}: {found[name][-1]:,.0f}", file=sys.stderr, flush=True)
     return found
@@ -59,7 +62,7 @@ def machine(kafka: str) -> dict[str, object]:
     return {
         "cores": len(os.sched_getaffinity(0)),
         "cpu": _cpu(),
-        "load before": round(os.getloadavg()[0], 2),
+        "load average before": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),
         "kafka": kafka,
         **{name: version(name) for name in PACKAGES},
@@ -68,7 +71,7 @@ def machine(kafka: str) -> dict[str, object]:
 
 def markdown(where: Mapping[str, object], sections: Sequence[Section]) -> str:
     """Tables."""
-    lines = [", ".join(f"{name} {value}" for name, value in where.items())]
+    lines = [f"- {name}: {value}" for name, value in where.items()]
     for section in sections:
         lines += ["", f"## {section.title}", "", section.about, "", *_table(section.figures)]
     return "\n".join(lines) + "\n"

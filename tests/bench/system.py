@@ -106,18 +106,21 @@ def ingest(opened: Stores, wanted: Settings) -> Ingest:
     )
 
 
-async def know(opened: Stores, acts: Sequence[Act]) -> None:
-    """Make every item and query known and encoded, as the catalogue and refreshes do; the codes say nothing."""
-    names = {
-        query_key(a.record["query"]) if a.record["action"] == "search" else item_key(a.record["item_id"]) for a in acts
-    }
-    items = await opened.items.claim(sorted(names))
+def names_of(acts: Sequence[Act]) -> list[str]:
+    """Of the items and queries in events, as the item store has them."""
+    records = [act.record for act in acts]
+    return sorted({query_key(r["query"]) if r["action"] == "search" else item_key(r["item_id"]) for r in records})
+
+
+async def know(opened: Stores, names: Sequence[str]) -> None:
+    """Give every item codes, as the catalogue and refreshes do; they say nothing."""
+    items = await opened.items.claim(names)
     await opened.items.put_codes({item.index: bytes(opened.codebook.code_bytes) for item in items})
 
 
 async def apply(system: System, opened: Stores, acts: Sequence[Act]) -> None:
     """Into histories, as if they came from one partition of each topic."""
-    await know(opened, acts)
+    await know(opened, names_of(acts))
     handler = ingest(opened, system.settings)
     for name, topic in EVENT_TOPICS.items():
         values = [raw(act) for act in acts if act.scenario == name]
