@@ -22,7 +22,7 @@ from tests.bench.system import ROOT, System, apply
 
 USERS, EVENTS, BATCH = 512, 20_480, 64
 UNDER_WAY = 2  # batches, as a worker has it by default
-ROUNDS = 5
+ROUNDS = 3
 DIRECT = "torch in process"
 ABOUT = f"""\
 {USERS:,} users with {EVENTS // USERS} events on average, packed as in Redis, {BATCH} at a time; unpacking is in every

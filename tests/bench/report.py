@@ -87,8 +87,12 @@ def _table(figures: Sequence[Figure]) -> list[str]:
 
 def _row(figure: Figure, baselines: Sequence[str]) -> list[str]:
     spread = f"{_short(min(figure.rounds))} – {_short(max(figure.rounds))}" if len(figure.rounds) > 1 else ""
-    ratios = [f"{figure.ratios[name]:.2g}" if name in figure.ratios else "" for name in baselines]
+    ratios = [_ratio(figure.ratios[name]) if name in figure.ratios else "" for name in baselines]
     return [figure.name, _short(figure.median), spread, figure.unit, *ratios]
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def _short(value: float) -> str:
