@@ -73,9 +73,9 @@ def _lane(system: System, names: Sequence[str], deliver: Delivery, handle: Handl
     """Events a second; without a handler, into histories."""
     system.empty()
 
-    async def body(_: Services, opened: Stores) -> float:
+    async def body(services: Services, opened: Stores) -> float:
         await know(opened, names)
-        meter = Meter(handle or _into_histories(system, opened), goal)
+        meter = Meter(handle or _into_histories(system, services, opened), goal)
         group = f"bench-{time.time_ns()}"
         await deliver(System(system.settings.model_copy(update={"consumer_group": group}), system.addresses), meter)
         return meter.rate
@@ -129,8 +129,8 @@ async def _parse(batch: Batch) -> None:
         json.loads(record.value or b"")
 
 
-def _into_histories(system: System, opened: Stores) -> Handler:
-    handler = ingest(opened, system.settings)
+def _into_histories(system: System, services: Services, opened: Stores) -> Handler:
+    handler = ingest(services, opened, system.settings)
     return lambda batch: handler.handle(batch, SCENARIOS[batch.topic])
 
 

@@ -32,7 +32,7 @@ def measure(system: System) -> Section:
 
 async def _figures(system: System, length: int, services: Services, opened: Stores) -> list[Figure]:
     users = {f"u{number:06d}": _acts(f"u{number:06d}", length, number) for number in range(USERS)}
-    await apply(system, opened, [act for acts in users.values() for act in acts])
+    await apply(system, services, opened, [act for acts in users.values() for act in acts])
     for user, acts in users.items():
         await services.redis.rpush(f"json:{user}", *(json.dumps(act.record) for act in acts))
         await services.redis.set(f"float:{user}", bytes(4 * DIM * length))

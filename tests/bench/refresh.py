@@ -44,9 +44,9 @@ def measure(system: System) -> Section:
     return Section("Refresh", ABOUT, compared(interleaved(lanes, ROUNDS), "users/s", {"in process": DIRECT}))
 
 
-async def _fill(system: System, _: Services, opened: Stores) -> list[str]:
+async def _fill(system: System, services: Services, opened: Stores) -> list[str]:
     population = synthesize(USERS, EVENTS)
-    await apply(system, opened, population.acts)
+    await apply(system, services, opened, population.acts)
     return sorted(population.interests)
 
 

@@ -93,7 +93,7 @@ def environment(folder: str) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("FACETSTREAM_")} | wanted
 
 
-def ingest(opened: Stores, wanted: Settings) -> Ingest:
+def ingest(services: Services, opened: Stores, wanted: Settings) -> Ingest:
     """As a worker has it; no refresh follows."""
     return Ingest(
         histories=opened.histories,
@@ -102,7 +102,7 @@ def ingest(opened: Stores, wanted: Settings) -> Ingest:
         queue=DirtyQueue(),
         stats=Stats(),
         max_event_bytes=wanted.max_event_bytes,
-        epochs={},
+        registry=services.registry,
     )
 
 
@@ -118,10 +118,10 @@ async def know(opened: Stores, names: Sequence[str]) -> None:
     await opened.items.put_codes({item.index: bytes(opened.codebook.code_bytes) for item in items})
 
 
-async def apply(system: System, opened: Stores, acts: Sequence[Act]) -> None:
+async def apply(system: System, services: Services, opened: Stores, acts: Sequence[Act]) -> None:
     """Into histories, as if they came from one partition of each topic."""
     await know(opened, names_of(acts))
-    handler = ingest(opened, system.settings)
+    handler = ingest(services, opened, system.settings)
     for name, topic in EVENT_TOPICS.items():
         values = [raw(act) for act in acts if act.scenario == name]
         if values:
