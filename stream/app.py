@@ -5,6 +5,7 @@ What it commits, and when, is decided by `stream.batches`; what it does, by `ing
 
 import asyncio
 import logging
+import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -21,16 +22,17 @@ from stream.events import Scenario
 from stream.identity import SHARDS, shard
 from stream.ingest import Ingest, ItemCache
 from stream.pending import Pending
-from stream.ports import Log, ModelCard
+from stream.ports import ModelCard
 from stream.refresh import Pace, Refresher
 from stream.retry import persistently
-from stream.services import Services, Stores, connect, log, producer, stores
+from stream.services import Producer, Services, Stores, connect, log, producer, stores
 from stream.settings import Settings
 from stream.stats import Stats
 from stream.topics import EVENT_TOPICS, ITEMS
 from stream.web import add_pages
 
 FLUSH_SECONDS = 0.5  # between two additions to the shared counters
+OWNERSHIP_SECONDS = 0.25  # how old the worker's view of its own partitions may be
 BEAT_SECONDS = 5.0  # a worker that is silent for longer is taken for dead
 logger = logging.getLogger(__name__)
 
@@ -40,10 +42,9 @@ async def work(settings: Settings, addresses: Addresses) -> None:
     async with connect(settings, addresses) as services, AsyncExitStack() as stack:
         kafka = await persistently(lambda: stack.enter_async_context(producer(addresses.kafka, settings)))
         opened = await persistently(partial(stores, services, settings))
-        epochs = await persistently(services.registry.epochs)
         app = application(settings, addresses.kafka)
         stats = Stats()
-        _wire(app, settings, services, log(kafka), opened, epochs, stats)
+        _wire(app, settings, services, kafka, opened, stats)
         try:
             await run(app, terminated())
         finally:
@@ -54,22 +55,21 @@ def _wire(
     app: BatchApp,
     settings: Settings,
     services: Services,
-    log: Log,
+    kafka: Producer,
     opened: Stores,
-    epochs: dict[str, int],
     stats: Stats,
 ) -> None:
-    owned = _ownership(app)
+    owned, written = _ownership(app), log(kafka)
     queue = DirtyQueue(settings.refresh_min_interval, mine=lambda user_id: shard(user_id) in owned())
     cache = ItemCache(opened.items, settings.item_cache)
     ingest = Ingest(
         histories=opened.histories,
         items=cache,
-        log=log,
+        log=written,
         queue=queue,
         stats=stats,
         max_event_bytes=settings.max_event_bytes,
-        epochs=epochs,
+        registry=services.registry,
     )
     catalog = Catalog(
         items=opened.items,
@@ -77,7 +77,7 @@ def _wire(
         histories=opened.histories,
         models=services.models,
         vectors=services.vectors,
-        log=log,
+        log=written,
         queue=queue,
         stats=stats,
         max_bytes=settings.max_event_bytes,
@@ -96,7 +96,7 @@ def _wire(
             pending=Pending(opened.histories, opened.items, services.models),
             models=services.models,
             vectors=services.vectors,
-            log=log,
+            log=written,
             card=card,
             queue=queue,
             stats=stats,
@@ -111,7 +111,7 @@ def _wire(
             await asyncio.sleep(FLUSH_SECONDS)
             await _flush(services, stats, name)
 
-    add_pages(app, services)
+    add_pages(app, services, kafka)
 
 
 def _refuse_other_codebook(card: ModelCard, opened: Stores) -> None:
@@ -122,16 +122,16 @@ def _refuse_other_codebook(card: ModelCard, opened: Stores) -> None:
 
 
 def _ownership(app: BatchApp) -> Callable[[], frozenset[int]]:
-    """The virtual shards of this worker, by the partitions it has at the moment."""
-    known: dict[tuple[frozenset[int], int], frozenset[int]] = {}
+    """The virtual shards of this worker, by the partitions it has; looked up a few times a second at most."""
+    known, looked = frozenset[int](), float("-inf")
 
     def owned() -> frozenset[int]:
-        state = _partitions(app)
-        if state not in known:
-            known.clear()
-            mine, count = state
-            known[state] = frozenset(s for s in range(SHARDS) if count and s % count in mine)
-        return known[state]
+        nonlocal known, looked
+        if time.monotonic() - looked > OWNERSHIP_SECONDS:
+            mine, count = _partitions(app)
+            known = frozenset(s for s in range(SHARDS) if count and s % count in mine)
+            looked = time.monotonic()
+        return known
 
     return owned
 

@@ -35,6 +35,7 @@ COMMIT_SECONDS = 0.5
 SESSION_SECONDS = 10.0  # a killed worker's partitions are taken over after this long
 HEARTBEAT_SECONDS = 2.0
 REBALANCE_SECONDS = 30.0
+NEVER_SECONDS = 7 * 86_400.0  # no poll while all is full is no death: the heartbeats of the session tell
 DRAIN_SECONDS = 5.0  # what the batches in the agents' hands are given to end, on a rebalance and on stopping
 
 __all__ = ["Batch", "BatchApp", "Record", "application", "consume", "run", "terminated"]
@@ -184,6 +185,7 @@ def application(settings: Settings, bootstrap: str) -> BatchApp:
         broker_session_timeout=SESSION_SECONDS,
         broker_heartbeat_interval=HEARTBEAT_SECONDS,
         broker_rebalance_timeout=REBALANCE_SECONDS,
+        broker_max_poll_interval=NEVER_SECONDS,
         consumer_auto_offset_reset="earliest",
         consumer_max_fetch_size=FETCH_BYTES,
         stream_wait_empty=True,

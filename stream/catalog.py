@@ -3,14 +3,16 @@
 1. validate; what is no item becomes a dead letter; of one item's records in a batch the last counts
 2. encode the texts
 3. upsert into Qdrant's `items`
-4. store the codes; then mark dirty the users whose histories wait for them (the order matters: see `stream.pending`)
+4. store the codes; then fill the histories that wait for them and mark their users dirty (the order matters)
 5. dead letters written
 
 The batch is acknowledged by the caller, after `handle` has returned.
 """
 
+import logging
 import time
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 
 from stream.dirty_queue import DirtyQueue
 from stream.errors import Permanent
@@ -25,6 +27,7 @@ from stream.stores import Dirty, Histories, Items
 
 CHUNK = 256  # items encoded and stored at once
 Parsed = tuple[Record, Item]
+logger = logging.getLogger(__name__)
 
 
 class Catalog:
@@ -92,21 +95,33 @@ class Catalog:
         await self._vectors.put_items(_entries(items, encoded))
         names = [item_key(item.item_id) for item in items]
         claimed = await self._items.claim(names)
-        await self._items.put_codes(
-            {stored.index: codes.tobytes() for stored, codes in zip(claimed, encoded.codes, strict=True)}
-        )
+        codes = {stored.index: row.tobytes() for stored, row in zip(claimed, encoded.codes, strict=True)}
+        await self._items.put_codes(codes)
         self._cache.forget(names)
-        await self._wake([stored.index for stored in claimed])
+        await self._wake(codes)
         self._stats.add("items_applied", len(items))
 
-    async def _wake(self, indexes: Sequence[int]) -> None:
-        waiting = await self._items.waiting(indexes)
+    async def _wake(self, codes: Mapping[int, bytes]) -> None:
+        """Fill first, then mark: a refresh under way, that has read the history before, finds that its version has
+        moved and leaves the mark."""
+        waiting = await self._items.waiting(list(codes))
+        fills: dict[str, dict[int, bytes]] = defaultdict(dict)
+        for index, user in waiting:
+            fills[user][index] = codes[index]
+        await self._fill(fills)
         now_ms = int(time.time() * 1000)
-        marks = [Dirty(user, now_ms) for user in dict.fromkeys(user for _, user in waiting)]
+        marks = [Dirty(user, now_ms) for user in fills]
         if marks:
             await self._histories.mark(marks)
             self._queue.put(marks)
             await self._items.release(waiting)
+
+    async def _fill(self, fills: Mapping[str, Mapping[int, bytes]]) -> None:
+        """A history that cannot be filled is its own refresh's trouble, not the catalogue's."""
+        try:
+            await self._histories.fill(fills)
+        except Permanent as error:
+            logger.error("%d histories that wait for items: %s", len(fills), error)
 
 
 def _entries(items: Sequence[Item], encoded: Encoded) -> list[CatalogueEntry]:

@@ -67,6 +67,8 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _explain(error: Exception) -> int:
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
     match error:
         case click.exceptions.NoArgsIsHelpError():
             error.show()

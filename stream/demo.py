@@ -1,13 +1,14 @@
 """The demonstration: a population streams through the whole path, then a search burst changes one user's feed.
 
-Everything it reports is read back from the stores and compared with what was sent; the counters only feed the display.
+What it reports is read back from the stores and compared with what was sent; counters feed the display, and say when
+to look.
 """
 
 import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from stream import history
@@ -123,7 +124,7 @@ class Demo:
             for item in items:
                 await kafka.send_item(item.item_id, item.model_dump_json(exclude_none=True).encode())
             await kafka.flush()
-            await self._until("catalogue", lambda p: p.counts["items_applied"] >= len(items))
+            await self._until("catalogue", self._catalogued)
 
     async def stream_events(self, rate: float) -> None:
         """Send the events at `rate` a second (0: as fast as they are taken); return when every profile is fresh."""
@@ -197,13 +198,18 @@ class Demo:
         await kafka.send_event(act.scenario, user, json.dumps(act.record).encode())
         self._sent[user] += 1
 
-    def _quiet(self, progress: Progress) -> bool:
-        return progress.dealt_with >= progress.produced and progress.dirty == 0
+    async def _quiet(self, progress: Progress) -> bool:
+        """Nobody is dirty, and all events are counted; or, where a count was lost with a worker, found."""
+        counted = progress.dealt_with >= progress.produced
+        return progress.dirty == 0 and (counted or (await self.audit()).complete)
 
-    async def _until(self, phase: str, done: Callable[[Progress], bool]) -> None:
+    async def _catalogued(self, progress: Progress) -> bool:
+        return progress.counts["items_applied"] >= len(self._population.catalogue.items)
+
+    async def _until(self, phase: str, done: Callable[[Progress], Awaitable[bool]]) -> None:
         """Watch until `done`, or until nothing has moved for `PATIENCE` seconds."""
         last, moved = Counter[str](), time.monotonic()
-        while not done(progress := await self.progress(phase)):
+        while not await done(progress := await self.progress(phase)):
             self._watch(progress)
             if progress.counts != last:
                 last, moved = progress.counts, time.monotonic()

@@ -16,6 +16,7 @@ from pydantic import (
     FiniteFloat,
     TypeAdapter,
     ValidationError,
+    ValidationInfo,
     WithJsonSchema,
     model_validator,
 )
@@ -62,10 +63,10 @@ def _not_blank(value: str) -> str:
     return value
 
 
-def _time(value: int) -> int:
+def _time(value: int, info: ValidationInfo) -> int:
     if value < OLDEST_MS:
         raise ValueError("must not be before 2000-01-01 (milliseconds since 1970)")
-    if value > time.time() * 1000 + AHEAD_MS:
+    if value > (info.context or time.time() * 1000) + AHEAD_MS:
         raise ValueError("must not be more than 5 minutes ahead (milliseconds since 1970)")
     return value
 
@@ -176,19 +177,22 @@ _MODELS: tuple[type[_Record], ...] = (*EVENT_MODELS.values(), Item)
 _ADAPTERS: dict[type[_Record], TypeAdapter[Any]] = {model: TypeAdapter(model) for model in _MODELS}
 
 
-def parse_event(scenario: str, raw: bytes) -> Event:
-    """The event in `raw` (JSON, UTF-8). Raises `Permanent` with `field: what is wrong`."""
-    return _parse(EVENT_MODELS[scenario], raw)
+def parse_event(scenario: str, raw: bytes, now_ms: int | None = None) -> Event:
+    """The event in `raw` (JSON, UTF-8). Raises `Permanent` with `field: what is wrong`.
+
+    `now_ms` is when it was produced: what was impossible then must be refused by a replay, too.
+    """
+    return _parse(EVENT_MODELS[scenario], raw, now_ms)
 
 
 def parse_item(raw: bytes) -> Item:
     """The item in `raw` (JSON, UTF-8). Raises `Permanent` with `field: what is wrong`."""
-    return _parse(Item, raw)
+    return _parse(Item, raw, None)
 
 
-def _parse(model: type[R], raw: bytes) -> R:
+def _parse(model: type[R], raw: bytes, now_ms: int | None) -> R:
     try:
-        record: R = _ADAPTERS[model].validate_json(raw)
+        record: R = _ADAPTERS[model].validate_json(raw, context=now_ms)
     except ValidationError as error:
         raise Permanent(reason(error)) from None
     return record

@@ -1,6 +1,7 @@
 """From ids to numbers: item indexes, event-id hashes and virtual shards.
 
-All are functions of the id alone, so replaying the log gives the same bytes on any machine, in any order.
+All are functions of the id alone, so replaying the log gives the same bytes on any machine, in any order; but for two
+items whose indexes collide, where the second to come has to give way.
 """
 
 import hashlib

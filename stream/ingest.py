@@ -13,6 +13,7 @@ import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from stream.dirty_queue import DirtyQueue
 from stream.errors import Permanent
@@ -24,9 +25,10 @@ from stream.ledger import Record as LogRecord
 from stream.ports import DeadLetter, Log
 from stream.retry import persistently
 from stream.stats import Stats
-from stream.stores import Append, Dirty, Entry, Histories, Items, StoredItem
+from stream.stores import Append, Applied, Dirty, Entry, Histories, Items, Registry, StoredItem
 
 log = logging.getLogger(__name__)
+CACHE_SECONDS = 60.0  # that codes may be those of an item's old text
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,16 @@ class Arrival:
         return item_key(self.event.item_id or "")
 
 
-def validate(batch: Batch, parse: Callable[[bytes], Event], limit: int) -> tuple[list[Arrival], list[DeadLetter]]:
+def validate(
+    batch: Batch, parse: Callable[[bytes, int | None], Event], limit: int
+) -> tuple[list[Arrival], list[DeadLetter]]:
     """Split a batch into events and dead letters; `limit` in bytes of a record's value."""
     arrivals: list[Arrival] = []
     letters: list[DeadLetter] = []
     for record in batch.records:
         try:
-            arrivals.append(Arrival(record, parse(payload(record, limit))))
+            produced_ms = record.timestamp if record.timestamp > 0 else None
+            arrivals.append(Arrival(record, parse(payload(record, limit), produced_ms)))
         except Permanent as error:
             letters.append(dead_letter(batch, record, str(error)))
     return arrivals, letters
@@ -72,23 +77,25 @@ def dead_letter(batch: Batch, record: LogRecord, reason: str) -> DeadLetter:
 
 
 class ItemCache:
-    """Coded items by name, the least recently used given up first. Items without codes are asked for each time."""
+    """Coded items by name, the least recently used given up first, and each after a while: its text may have changed.
+    Items without codes are asked for each time."""
 
-    def __init__(self, items: Items, size: int) -> None:
+    def __init__(self, items: Items, size: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._items = items
         self._size = size
-        self._known: OrderedDict[str, StoredItem] = OrderedDict()
+        self._clock = clock
+        self._known: OrderedDict[str, tuple[float, StoredItem]] = OrderedDict()  # with when it was learnt
 
     async def get(self, names: Sequence[str]) -> dict[str, StoredItem]:
-        missing = [name for name in dict.fromkeys(names) if name not in self._known]
-        found = dict(zip(missing, await self._items.claim(missing), strict=True)) if missing else {}
-        for name in names:
-            if name in self._known:
-                self._known.move_to_end(name)
-                found[name] = self._known[name]
-        for name, item in found.items():
+        """Every name's item."""
+        now = self._clock()
+        distinct = dict.fromkeys(names)
+        found = {name: item for name in distinct if (item := self._recall(name, now)) is not None}
+        missing = [name for name in distinct if name not in found]
+        for item in await self._items.claim(missing) if missing else ():
+            found[item.name] = item
             if item.codes is not None:
-                self._known[name] = item
+                self._known[item.name] = (now, item)
         while len(self._known) > self._size:
             self._known.popitem(last=False)
         return found
@@ -96,6 +103,12 @@ class ItemCache:
     def forget(self, names: Sequence[str]) -> None:
         for name in names:
             self._known.pop(name, None)
+
+    def _recall(self, name: str, now: float) -> StoredItem | None:
+        if name not in self._known or now - self._known[name][0] > CACHE_SECONDS:
+            return None
+        self._known.move_to_end(name)
+        return self._known[name][1]
 
 
 class Ingest:
@@ -110,7 +123,7 @@ class Ingest:
         queue: DirtyQueue,
         stats: Stats,
         max_event_bytes: int,
-        epochs: Mapping[str, int],
+        registry: Registry,
     ) -> None:
         self._histories = histories
         self._items = items
@@ -118,29 +131,44 @@ class Ingest:
         self._queue = queue
         self._stats = stats
         self._limit = max_event_bytes
-        self._epochs = epochs  # by topic: how often it was made anew
+        self._registry = registry
+        self._epochs: Mapping[str, int] = {}  # by topic: how often it was created
+        self._ends: dict[tuple[str, int], int] = {}  # by partition: the offset after the last batch
 
     async def handle(self, batch: Batch, scenario: Scenario) -> None:
         """Apply a batch; on return everything in it is durable. Waits for as long as a store is away."""
-        arrivals, letters = validate(batch, lambda raw: parse_event(scenario.name, raw), self._limit)
-        source = Source(scenario, batch.partition, self._epochs.get(batch.topic, 1))
-        await persistently(lambda: self._apply(arrivals, source))
+        arrivals, letters = validate(batch, partial(parse_event, scenario.name), self._limit)
+        epoch = await persistently(lambda: self._epoch(batch))
+        refused = await persistently(lambda: self._apply(arrivals, Source(scenario, batch.partition, epoch)))
+        letters += [
+            dead_letter(batch, a.record, refused[a.event.user_id]) for a in arrivals if a.event.user_id in refused
+        ]
         if letters:
             await persistently(lambda: self._log.dead_letter(letters))
             self._stats.add("dead_letters", len(letters))
+            log.warning("%s: %d dead letters, the first: %s", batch.topic, len(letters), letters[0].reason)
 
-    async def _apply(self, arrivals: Sequence[Arrival], source: Source) -> None:
+    async def _epoch(self, batch: Batch) -> int:
+        """The incarnation of the batch's topic; looked up anew when offsets go back, as they do in a new one."""
+        place = (batch.topic, batch.partition)
+        if batch.first < self._ends.get(place, batch.end):
+            self._epochs = await self._registry.epochs()
+        self._ends[place] = batch.end
+        return self._epochs.get(batch.topic, 1)
+
+    async def _apply(self, arrivals: Sequence[Arrival], source: Source) -> dict[str, str]:
+        """Apply; the users whose history cannot be read, and why."""
         if not arrivals:
-            return
+            return {}
         items = await self._items.get([a.name for a in arrivals])
         appends = group(arrivals, source, items)
-        applied = await self._histories.append(appends)
-        self._queue.put(
-            Dirty(a.user_id, a.produced_ms) for a, done in zip(appends, applied, strict=True) if done.events
-        )
-        self._stats.add("events_applied", sum(a.events for a in applied))
-        self._stats.add("duplicates_skipped", sum(a.duplicates for a in applied))
-        self._stats.add("redelivered_skipped", sum(a.redelivered for a in applied))
+        done = list(zip(appends, await self._histories.append(appends), strict=True))
+        applied = [(append, a) for append, a in done if isinstance(a, Applied)]
+        self._queue.put(Dirty(append.user_id, append.produced_ms) for append, a in applied if a.events)
+        self._stats.add("events_applied", sum(a.events for _, a in applied))
+        self._stats.add("duplicates_skipped", sum(a.duplicates for _, a in applied))
+        self._stats.add("redelivered_skipped", sum(a.redelivered for _, a in applied))
+        return {append.user_id: str(a) for append, a in done if isinstance(a, Permanent)}
 
 
 def group(arrivals: Sequence[Arrival], source: Source, items: Mapping[str, StoredItem]) -> list[Append]:

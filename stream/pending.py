@@ -4,6 +4,7 @@ An item that is still unknown gets the user on its waiting list, and its codes a
 either this sees the codes, or the catalogue sees the user (`stream.catalog` writes codes first, then reads the list).
 """
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 
 from stream import history
@@ -11,6 +12,7 @@ from stream.ports import Models
 from stream.stores import Histories, Items, StoredItem
 
 QUERY = "q:"
+REMEMBERED = 100_000  # pairs of item and user that need not be put on a waiting list again; some 20 MB
 
 
 class Pending:
@@ -20,6 +22,7 @@ class Pending:
         self._histories = histories
         self._items = items
         self._models = models
+        self._waiting: OrderedDict[tuple[int, str], None] = OrderedDict()  # pairs on waiting lists, newest last
 
     async def fill(self, packed: Mapping[str, bytes]) -> dict[str, bytes]:
         """The same users' histories with every code that can be known now."""
@@ -29,14 +32,19 @@ class Pending:
             return dict(packed)
         codes = await self._codes(indexes)
         missing = [(i, user) for user, items in wanted.items() for i in items if i not in codes]
-        if missing:
-            await self._items.wait(missing)
-            codes |= await self._known(list(dict.fromkeys(i for i, _ in missing)))
-        return {user: await self._filled(user, data, wanted[user], codes) for user, data in packed.items()}
+        fresh = [pair for pair in missing if pair not in self._waiting]
+        if fresh:
+            await self._items.wait(fresh)
+            self._remember(fresh)
+            codes |= await self._known(list(dict.fromkeys(i for i, _ in fresh)))
+        found = {user: {i: codes[i] for i in items if i in codes} for user, items in wanted.items()}
+        filled = await self._histories.fill({user: known for user, known in found.items() if known})
+        return {user: filled.get(user) or data for user, data in packed.items()}
 
-    async def _filled(self, user: str, data: bytes, wanted: Sequence[int], codes: Mapping[int, bytes]) -> bytes:
-        found = {i: codes[i] for i in wanted if i in codes}
-        return (await self._histories.fill(user, found) or data) if found else data
+    def _remember(self, pairs: Sequence[tuple[int, str]]) -> None:
+        self._waiting.update(dict.fromkeys(pairs))
+        while len(self._waiting) > REMEMBERED:
+            self._waiting.popitem(last=False)
 
     async def _codes(self, indexes: Sequence[int]) -> dict[int, bytes]:
         found = [item for item in await self._items.lookup(indexes) if item is not None]

@@ -18,12 +18,10 @@ from stream.stores import Codebook
 async def provision(settings: Settings, addresses: Addresses, services: Services) -> list[str]:
     """One sentence for each thing that was made; empty when all was there."""
     card = await services.models.card()
-    made = await _codebook(settings, services, card)
-    made += await _topics(settings, addresses, services)
-    if not await services.vectors.ready():
-        made.append("collections users and items")
+    made = [] if await services.vectors.ready() else ["collections users and items"]
     await services.vectors.provision(card)
-    return made
+    made += await _topics(settings, addresses, services)
+    return made + await _codebook(settings, services, card)  # last: it is what a worker waits for
 
 
 async def _topics(settings: Settings, addresses: Addresses, services: Services) -> list[str]:

@@ -28,7 +28,8 @@ from stream.stats import Stats
 from stream.stores import Dirty, Histories, Refreshed
 
 IDLE = 0.5  # seconds after which an idle drain looks again, whatever it was told
-PENALTY = 30.0  # seconds until a user whose refresh failed for good is tried again by a sweep
+PENALTY = 30.0  # seconds for which sweeps pass over a user whose refresh failed for good; a new event does not
+SWEEP_PAGE = 256  # users of one virtual shard looked at by a sweep
 log = logging.getLogger(__name__)
 
 
@@ -81,11 +82,12 @@ class Refresher:
         """Find dirty users that nobody told us of: of a worker that died, of a rebalance, of the catalogue."""
         while True:
             try:
-                marks = await self._histories.dirty(self._owned(), self._pace.batch)
+                marks = await self._histories.dirty(self._owned(), SWEEP_PAGE)
                 settled_ms = time.time() * 1000 - self._pace.sweep_interval * 1000  # younger marks have been told of
+                self._penalised = {user: until for user, until in self._penalised.items() if until > time.monotonic()}
                 self._queue.prune()
                 self._queue.put(m for m in marks if m.since_ms < settled_ms and self._due(m.user_id))
-            except Transient as error:
+            except (Transient, Permanent) as error:
                 log.warning("sweep: %s", error)
             await asyncio.sleep(self._pace.sweep_interval)
 
@@ -163,10 +165,7 @@ class Refresher:
         self._penalised[user_id] = time.monotonic() + PENALTY
 
     def _due(self, user_id: str) -> bool:
-        if self._penalised.get(user_id, 0.0) > time.monotonic():
-            return False
-        self._penalised.pop(user_id, None)
-        return user_id not in self._queue
+        return user_id not in self._penalised and user_id not in self._queue
 
 
 def _update(profile: Profile) -> Update:

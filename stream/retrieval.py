@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol, get_args
 
 from models.contract import SCENARIOS
-from stream.errors import Permanent, UserError
+from stream.errors import Permanent, Transient, UserError
 from stream.points import USERS, item_point, user_point, vector_name
 from stream.ports import Hit, Profile
 
@@ -85,7 +85,7 @@ class Retrieval:
     async def _search(self, user_id: str, bodies: Sequence[Body]) -> list[list[Hit]]:
         try:
             return await self._vectors.search(bodies)
-        except Permanent:
+        except (Permanent, Transient):
             await self._profile(user_id)  # Qdrant refuses to look up a point that is not there
             raise
 

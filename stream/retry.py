@@ -29,6 +29,6 @@ async def persistently(call: Callable[[], Awaitable[T]]) -> T:
         try:
             return await call()
         except Transient as error:
-            log.warning("%s; trying again in %.1f s", error, delay)
+            log.warning("%s; trying again in %.2f s", error, delay)
             await asyncio.sleep(delay)
     raise AssertionError("delays never end")

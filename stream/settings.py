@@ -64,7 +64,7 @@ class Settings(BaseSettings):
     ingest_batch: int = Field(2_000, ge=1, le=100_000, description="records of one partition handled at once")
 
     # Histories.
-    history_length: int = Field(1_024, ge=1, le=65_535, description="records kept per user, newest")
+    history_length: int = Field(1_024, ge=1, le=8_192, description="records kept per user, newest")
     event_id_window: int = Field(64, ge=0, le=4_096, description="latest event ids remembered per user and scenario")
     item_cache: int = Field(200_000, ge=0, description="items whose codes a worker keeps in memory")
 

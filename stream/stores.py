@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from stream.errors import Permanent
 from stream.history import Record, Source
 
 
@@ -94,13 +95,14 @@ class Registry(Protocol):
 class Histories(Protocol):
     """Packed histories and dirty marks; every method is safe to repeat."""
 
-    async def append(self, appends: Sequence[Append]) -> list[Applied]:
-        """Each atomically: de-duplicate, insert, trim, bump the version, mark dirty (laws 1 and 2)."""
+    async def append(self, appends: Sequence[Append]) -> list[Applied | Permanent]:
+        """Each atomically: de-duplicate, insert, trim, bump the version, mark dirty (laws 1 and 2). For a history that
+        cannot be read, nothing is done, and the reason stands in its place."""
 
     async def read(self, users: Sequence[str]) -> list[bytes | None]: ...
 
-    async def fill(self, user_id: str, codes: Mapping[int, bytes]) -> bytes | None:
-        """Fill pending records by item index; the history afterwards."""
+    async def fill(self, codes: Mapping[str, Mapping[int, bytes]]) -> dict[str, bytes | None]:
+        """By user, fill pending records by item index; the histories afterwards."""
 
     async def mark(self, dirty: Sequence[Dirty]) -> None:
         """Mark users dirty; an older mark stays."""

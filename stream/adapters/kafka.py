@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import Any, Self
 
 from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka.errors import KafkaError
 
 from stream.adapters.kafka_admin import Lag, lag, missing_topics, provision_topics
 from stream.adapters.kafka_connection import connection, translated
@@ -22,9 +23,11 @@ REQUEST_BYTES = 4 << 20  # a dead letter holds an original of up to 1 MiB and it
 BATCH_BYTES = 256 << 10  # of one partition under way at once
 LINGER_MS = 5
 ORIGINAL_BYTES = 2_500_000  # of a dead letter's value: below the topic's limit with key and headers
+KEY_BYTES = 65_536  # likewise of its key
 REASON_BYTES = 2_000  # of a dead letter's header
 ROOM_BYTES = 2_500_000  # half of what the in-memory broker keeps of a partition, read or not
 ROOM_RECORDS = 50_000  # likewise
+READY_SECONDS = 2.0
 LOOK_BYTES = 500_000  # sent between two looks at the lag
 LOOK_SECONDS = 0.1  # between two looks while there is no room
 
@@ -77,6 +80,14 @@ class Producer:
         """Return when the broker has acknowledged these; raise the first failure among them."""
         with translated(self._bootstrap):
             await asyncio.gather(*acknowledgements)
+
+    async def ready(self) -> bool:
+        """Whether a broker answers."""
+        try:
+            async with asyncio.timeout(READY_SECONDS):
+                return bool(await self._kafka.client.force_metadata_update())
+        except (TimeoutError, KafkaError):
+            return False
 
     async def flush(self) -> None:
         """Return when the broker has acknowledged everything sent; raise the first failure since the last flush."""
@@ -133,12 +144,12 @@ class KafkaLog:
     async def dead_letter(self, letters: Sequence[DeadLetter]) -> None:
         """Original key and value; where it was and why in headers.
 
-        A null value is an empty one with header `null`; one above `ORIGINAL_BYTES`, more than Kafka takes unless it was
-        told otherwise, is cut, and its header `bytes` says how long it was.
+        A null value is an empty one with header `null`. What is larger than Kafka takes unless it was told otherwise is
+        cut, and a header `bytes` or `key-bytes` says how long it was.
         """
         await self._producer.deliver(
             [
-                await self._producer.send(DEAD, letter.key, (letter.value or b"")[:ORIGINAL_BYTES], _headers(letter))
+                await self._producer.send(DEAD, _cut(letter.key, KEY_BYTES), _value(letter), _headers(letter))
                 for letter in letters
             ]
         )
@@ -152,6 +163,14 @@ class KafkaLog:
         )
 
 
+def _cut(field: bytes | None, size: int) -> bytes | None:
+    return None if field is None else field[:size]
+
+
+def _value(letter: DeadLetter) -> bytes:
+    return (letter.value or b"")[:ORIGINAL_BYTES]
+
+
 def _headers(letter: DeadLetter) -> list[tuple[str, bytes]]:
     reason = letter.reason.encode(errors="replace")[:REASON_BYTES]
     headers = [
@@ -161,4 +180,6 @@ def _headers(letter: DeadLetter) -> list[tuple[str, bytes]]:
         ("offset", b"%d" % letter.offset),
     ]
     headers += [("null", b"1")] * (letter.value is None)
-    return headers + [("bytes", b"%d" % len(letter.value or b""))] * (len(letter.value or b"") > ORIGINAL_BYTES)
+    for name, field, size in (("key-bytes", letter.key, KEY_BYTES), ("bytes", letter.value, ORIGINAL_BYTES)):
+        headers += [(name, b"%d" % len(field or b""))] * (len(field or b"") > size)
+    return headers

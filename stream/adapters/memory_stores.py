@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from stream.errors import Permanent
-from stream.history import History, Record, decode, encode
+from stream.history import FORMAT, History, Record, decode, encode
 from stream.identity import item_index, shard
 from stream.stores import Append, Applied, Codebook, Dirty, Refreshed, StoredItem
 
@@ -24,8 +24,11 @@ class MemoryHistories:
     windows: dict[tuple[str, int], list[bytes]] = field(default_factory=dict)
     marks: dict[str, int] = field(default_factory=dict)  # user -> dirty since, ms
 
-    async def append(self, appends: Sequence[Append]) -> list[Applied]:
-        return [self._append(a) for a in appends]
+    async def append(self, appends: Sequence[Append]) -> list[Applied | Permanent]:
+        return [self._append(a) if self._readable(a.user_id) else Permanent("FORMAT history") for a in appends]
+
+    def _readable(self, user_id: str) -> bool:
+        return self.packed.get(user_id, bytes([FORMAT]))[:1] == bytes([FORMAT])
 
     def _append(self, append: Append) -> Applied:
         history = self._history(append.user_id)
@@ -68,7 +71,10 @@ class MemoryHistories:
     async def read(self, users: Sequence[str]) -> list[bytes | None]:
         return [self.packed.get(user) for user in users]
 
-    async def fill(self, user_id: str, codes: Mapping[int, bytes]) -> bytes | None:
+    async def fill(self, codes: Mapping[str, Mapping[int, bytes]]) -> dict[str, bytes | None]:
+        return {user: self._fill(user, known) for user, known in codes.items()}
+
+    def _fill(self, user_id: str, codes: Mapping[int, bytes]) -> bytes | None:
         if user_id not in self.packed:
             return None
         history = self._history(user_id)

@@ -24,6 +24,7 @@ OLDEST_SERVER = (1, 16)  # earlier ones ignore update_filter without a word, and
 PROFILES_PER_REQUEST = 64  # about 1 MB of JSON
 ITEMS_PER_REQUEST = 256
 POINTS_PER_PAGE = 1_000
+REFUSALS = (400, 409, 413, 422)  # HTTP
 USER_INDEXES = {"version": models.PayloadSchemaType.INTEGER}
 ITEM_INDEXES = {"item_id": models.PayloadSchemaType.KEYWORD, "category": models.PayloadSchemaType.KEYWORD}
 
@@ -282,13 +283,14 @@ def _translated() -> Iterator[None]:
         first = error.errors(include_url=False, include_context=False)[0]
         raise Permanent(f"Qdrant query: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
     except (ValueError, AssertionError) as error:  # the local engine refuses, or a body is no JSON or holds no result
-        raise Permanent(f"Qdrant: {error}") from error
+        kind = Transient if "not found" in str(error) else Permanent  # as 404 of the server
+        raise kind(f"Qdrant: {error}") from error
 
 
 def _refusal(error: UnexpectedResponse) -> Transient | Permanent:
-    status = error.status_code or 0
-    waits = status >= 500 or status in (httpx.codes.REQUEST_TIMEOUT, httpx.codes.TOO_MANY_REQUESTS)
-    return (Transient if waits else Permanent)(f"Qdrant: {_message(error)}")
+    """Only what is wrong with the request itself is for good: a collection that is missing can be provisioned, a key
+    corrected."""
+    return (Permanent if error.status_code in REFUSALS else Transient)(f"Qdrant: {_message(error)}")
 
 
 def _message(error: UnexpectedResponse) -> str:

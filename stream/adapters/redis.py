@@ -29,6 +29,7 @@ _WAITS = (
     exceptions.ClusterDownError,
     exceptions.OutOfMemoryError,
 )
+_UNREADABLE = re.compile(r"\b(FORMAT|WRONGTYPE)\b")
 _WAIT_CODES = re.compile(r"\b(OOM|LOADING|READONLY|MASTERDOWN|BUSY|MISCONF|NOREPLICAS|CLUSTERDOWN)\b")
 COUNTERS = "fs:counters"
 CODEBOOK = "fs:codebook"
@@ -69,7 +70,7 @@ async def guarded(call: Awaitable[T]) -> T:
         raise _translate(error) from error
 
 
-def _translate(error: Exception) -> Exception:
+def _translate(error: Exception) -> Any:
     """By the error's code, which stands in the middle of the text when a script met it."""
     if isinstance(error, _WAITS) or _WAIT_CODES.search(str(error)):
         return Transient(f"Redis cannot serve now: {error}")
@@ -77,7 +78,8 @@ def _translate(error: Exception) -> Exception:
 
 
 async def run_script(redis: Redis, name: str, calls: Sequence[tuple[list[str], list[Any]]]) -> list[Any]:
-    """Run a script once per (keys, arguments) in one round trip; loads it where a fail-over or a flush has lost it."""
+    """Run a script once per (keys, arguments) in one round trip; loads it where a fail-over or a flush has lost it.
+    A reply may be an error: see `raised`."""
     source, digest = script(name)
     replies: list[Any] = [None] * len(calls)
     missing = list(range(len(calls)))
@@ -94,10 +96,24 @@ async def run_script(redis: Redis, name: str, calls: Sequence[tuple[list[str], l
         missing = [i for i in missing if isinstance(replies[i], exceptions.NoScriptError)]
         if not missing:
             break
+    return replies
+
+
+def raised(replies: list[Any]) -> list[Any]:
+    """The replies; raises the first that is an error."""
     for reply in replies:
         if isinstance(reply, Exception):
             raise _translate(reply)
     return replies
+
+
+def _unreadable(reply: Any) -> bool:
+    """Whether a script met a history that is none, or is of a format to come."""
+    return isinstance(reply, exceptions.ResponseError) and _UNREADABLE.search(str(reply)) is not None
+
+
+def _pairs(codes: Mapping[int, bytes]) -> bytes:
+    return b"".join(index.to_bytes(5, "big") + code for index, code in codes.items())
 
 
 class RedisHistories:
@@ -110,9 +126,10 @@ class RedisHistories:
         self._length = length
         self._window = window
 
-    async def append(self, appends: Sequence[Append]) -> list[Applied]:
+    async def append(self, appends: Sequence[Append]) -> list[Applied | Permanent]:
         replies = await run_script(self._redis, "append", [self._append_call(a) for a in appends])
-        return [Applied(*reply) for reply in replies]
+        raised([reply for reply in replies if not _unreadable(reply)])
+        return [_translate(r) if isinstance(r, Exception) else Applied(*r) for r in replies]
 
     def _append_call(self, append: Append) -> tuple[list[str], list[Any]]:
         keys = [
@@ -131,10 +148,11 @@ class RedisHistories:
     async def read(self, users: Sequence[str]) -> list[bytes | None]:
         return await _pipelined(self._redis, lambda p: [p.get(history_key(u)) for u in users])
 
-    async def fill(self, user_id: str, codes: Mapping[int, bytes]) -> bytes | None:
-        pairs = b"".join(index.to_bytes(5, "big") + code for index, code in codes.items())
-        call = ([history_key(user_id)], [self._code_bytes, self._codebook, pairs])
-        return cast(bytes | None, (await run_script(self._redis, "fill", [call]))[0])
+    async def fill(self, codes: Mapping[str, Mapping[int, bytes]]) -> dict[str, bytes | None]:
+        calls: list[tuple[list[str], list[Any]]] = [
+            ([history_key(user)], [self._code_bytes, self._codebook, _pairs(known)]) for user, known in codes.items()
+        ]
+        return dict(zip(codes, raised(await run_script(self._redis, "fill", calls)), strict=True))
 
     async def mark(self, dirty: Sequence[Dirty]) -> None:
         await _pipelined(
@@ -148,7 +166,7 @@ class RedisHistories:
             for r in refreshed
         ]
         replies = await run_script(self._redis, "settle", calls)
-        return [reply == 1 for reply in replies]
+        return [reply == 1 for reply in raised(replies)]
 
     async def dirty(self, shards: Sequence[int], limit: int) -> list[Dirty]:
         pages = await _pipelined(
@@ -178,7 +196,7 @@ class RedisItems:
             calls: list[tuple[list[str], list[Any]]] = [
                 ([stored_item_key(i)], [name]) for i, name in zip(indexes, wanted, strict=True)
             ]
-            replies = await run_script(self._redis, "claim", calls)
+            replies = raised(await run_script(self._redis, "claim", calls))
             for index, name, (holder, codes) in zip(indexes, wanted, replies, strict=True):
                 if holder.decode() == name:
                     found[name] = StoredItem(index, name, self._known(codes))

@@ -32,11 +32,8 @@ CHANNEL = [
     ("grpc.max_reconnect_backoff_ms", 2_000),  # gRPC's own two minutes would outlast any restart
 ]
 # Anything else may pass: a full queue or a restart (UNAVAILABLE), a model not loaded yet (NOT_FOUND), one that ran out
-# of memory or whose process died and waits to be reloaded (INTERNAL).
-POINTLESS = {
-    f"StatusCode.{name}"
-    for name in ("INVALID_ARGUMENT", "UNIMPLEMENTED", "UNAUTHENTICATED", "PERMISSION_DENIED", "OUT_OF_RANGE")
-}
+# of memory or whose process died and waits to be reloaded (INTERNAL), credentials that are being changed.
+POINTLESS = {"StatusCode.INVALID_ARGUMENT", "StatusCode.OUT_OF_RANGE"}
 
 Arrays = Mapping[str, NDArray[Any]]
 

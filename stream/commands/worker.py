@@ -10,6 +10,7 @@ from stream import addresses, settings
 from stream.app import work
 
 QUIET_SECONDS = 10.0  # a message is not repeated within
+KINDS = 1_000  # of messages remembered
 
 
 @click.command("worker")
@@ -37,5 +38,7 @@ class Sparing(logging.Filter):
         kind, now = (record.name, str(record.msg), about), time.monotonic()
         if now - self._passed.get(kind, float("-inf")) < QUIET_SECONDS:
             return False
+        if len(self._passed) >= KINDS:
+            self._passed.clear()
         self._passed[kind] = now
         return True

@@ -116,12 +116,12 @@ async def test_codes_that_come_later_are_filled_and_move_the_version(make: Any) 
     store = make()
     (applied,) = await store.append([append(entry(1, record(1, 11, codes=None)), entry(2, record(2, 12, codes=None)))])
     assert applied.version == 2
-    filled = await store.fill("u", {11: b"xyz"})
+    filled = (await store.fill({"u": {11: b"xyz"}}))["u"]
     assert filled is not None
     assert pending_items(filled) == [12]
     history = await read(store)
     assert (history.version, history.records[0].codes, history.events_applied) == (3, b"xyz", 2)
-    assert await store.fill("nobody", {11: b"xyz"}) is None
+    assert await store.fill({"nobody": {11: b"xyz"}}) == {"nobody": None}
 
 
 @both
@@ -149,6 +149,24 @@ async def test_a_history_of_another_codebook_is_refused_unchanged(make: Any) -> 
     with pytest.raises(Permanent, match="CODEBOOK"):
         await make(codebook_version=8).append([append(entry(2, record(2)))])
     assert len((await read(make())).records) == 1
+
+
+@both
+async def test_a_history_that_cannot_be_read_is_left_alone_and_holds_up_nobody(make: Any) -> None:
+    store = make()
+    await spoil(store, "u", b"\x07of a format to come")
+    refused, applied = await store.append([append(entry(1, record(1))), append(entry(1, record(1)), user="v")])
+    assert isinstance(refused, Permanent)
+    assert "FORMAT" in str(refused)
+    assert applied == Applied(2, 1, 0, 0)
+    assert await store.read(["u"]) == [b"\x07of a format to come"]
+
+
+async def spoil(store: Histories, user: str, data: bytes) -> None:
+    if isinstance(store, MemoryHistories):
+        store.packed[user] = data
+    elif isinstance(store, RedisHistories):
+        await store._redis.set(redis_adapter.history_key(user), data)
 
 
 events = st.lists(
@@ -187,7 +205,7 @@ def test_the_scripts_and_the_model_agree_on_every_byte(redis_db: str, stream: li
 
     async def run(store: Histories) -> list[Any]:
         seen: list[Any] = [await store.append([part]) for part in plan]
-        seen.append(await store.fill("u", dict.fromkeys(fills, b"new")))
+        seen.append(await store.fill({"u": dict.fromkeys(fills, b"new")}))
         seen += [await store.read(["u"]), await store.dirty([shard("u")], 5)]
         return [*seen, await store.settle([Refreshed("u", 9, 77)]), await store.dirty([shard("u")], 5)]
 

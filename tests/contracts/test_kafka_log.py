@@ -200,6 +200,19 @@ async def test_an_original_larger_than_kafka_takes_is_cut_and_says_so(url: str, 
     assert dict(record.headers)["bytes"] == b"%d" % (5 << 20)
 
 
+async def test_a_key_larger_than_kafka_takes_is_cut_too(url: str, settings: Settings) -> None:
+    async with tail(url, DEAD) as arriving, Producer(url, settings) as producer:
+        await KafkaLog(producer).dead_letter([DeadLetter("r", "items", 0, 0, b"k" * (5 << 20), b"x" * (5 << 20))])
+        (record,) = await arriving.read(1)
+    assert (record.key, record.value) == (b"k" * 65_536, b"x" * 2_500_000)
+    assert dict(record.headers)["key-bytes"] == b"%d" % (5 << 20)
+
+
+async def test_a_producer_knows_whether_a_broker_answers(memory_url: str, settings: Settings) -> None:
+    async with Producer(memory_url, settings) as producer:
+        assert await producer.ready()
+
+
 async def test_what_is_too_large_is_permanent(url: str, settings: Settings) -> None:
     async with Producer(url, settings) as producer:
         with pytest.raises(Permanent):

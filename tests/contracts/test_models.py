@@ -225,8 +225,8 @@ async def test_models_that_do_not_fit_are_refused(model: str, old: str, new: str
         (grpc.StatusCode.INTERNAL, Transient),  # a stub that died
         (grpc.StatusCode.CANCELLED, Transient),
         (grpc.StatusCode.INVALID_ARGUMENT, Permanent),
-        (grpc.StatusCode.UNIMPLEMENTED, Permanent),
-        (grpc.StatusCode.UNAUTHENTICATED, Permanent),
+        (grpc.StatusCode.UNIMPLEMENTED, Transient),
+        (grpc.StatusCode.UNAUTHENTICATED, Transient),
     ],
 )
 async def test_the_status_decides_whether_asking_again_helps(status: Any, kind: type[Exception]) -> None:

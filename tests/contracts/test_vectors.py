@@ -169,15 +169,14 @@ async def test_ready_once_provisioned(bare: QdrantVectors) -> None:
     assert await bare.ready()
 
 
-async def test_what_is_not_provisioned_is_permanent(bare: QdrantVectors) -> None:
+async def test_what_is_not_provisioned_is_waited_for(bare: QdrantVectors) -> None:
     for call in (bare.put_profiles([profile()]), bare.put_items([entry("tea")]), bare.profile("ada"), bare.stats()):
-        with pytest.raises(Permanent, match=r"Qdrant: .*(users|items)-"):
+        with pytest.raises(Transient, match=r"Qdrant: .*(users|items)-"):
             await call
 
 
 async def test_what_makes_no_sense_is_permanent(vectors: QdrantVectors) -> None:
     for body in (
-        {"query": user_point("nobody"), "lookup_from": {"collection": vectors.users, "vector": "feed_0"}},
         {"query": [1.0, 2.0]},
         {"query": unit().tolist(), "filter": {"must": [{"key": "category", "matches": 1}]}},
         {"question": 1},
@@ -186,6 +185,9 @@ async def test_what_makes_no_sense_is_permanent(vectors: QdrantVectors) -> None:
             await vectors.search([body])
     with pytest.raises(Permanent):
         await vectors.put_items([replace(entry("tea"), embedding=unit()[:32])])
+    nobody = {"query": user_point("nobody"), "lookup_from": {"collection": vectors.users, "vector": "feed_0"}}
+    with pytest.raises((Permanent, Transient), match="Qdrant"):
+        await vectors.search([nobody])
 
 
 def test_point_ids_are_what_other_languages_compute() -> None:
@@ -226,7 +228,7 @@ async def answering(status: HTTPStatus, body: str, *headers: str) -> AsyncIterat
         (500, '{"status": {"error": "Service internal error: disk"}}', (), Transient, "internal error: disk"),
         (429, '{"status": {"error": "slow down"}}', ("Retry-After: 3",), Transient, "slow down"),
         (429, '{"status": {"error": "slow down"}}', (), Transient, "slow down"),
-        (401, "Must provide an API key", (), Permanent, "401 Unauthorized"),
+        (401, "Must provide an API key", (), Transient, "401 Unauthorized"),
         (400, '{"status": {"error": "Wrong input: what?"}}', (), Permanent, "Wrong input: what?"),
         (200, "<html>hello</html>", (), Permanent, "Qdrant"),
         (

@@ -87,7 +87,7 @@ def test_the_verdict_holds_twice_on_one_folder_and_nothing_is_left_running(tmp_p
     check(perform(first))
     worker = json.loads((tmp_path / "running.json").read_text())["worker"]
     assert ask(f"{worker}/livez") == {"alive": True}
-    assert ask(f"{worker}/readyz") == {"redis": True, "triton": True, "qdrant": True}
+    assert ask(f"{worker}/readyz") == {"kafka": True, "redis": True, "triton": True, "qdrant": True}
     assert ask(f"{worker}/counters")["events_applied"] == 2_512
     os.kill(first.pid, signal.SIGINT)
     _, err = first.communicate(timeout=60)

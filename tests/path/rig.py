@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from stream.adapters.memory import MemoryLog, MemoryModels, MemoryVectors
-from stream.adapters.memory_stores import MemoryHistories, MemoryItems
+from stream.adapters.memory_stores import MemoryHistories, MemoryItems, MemoryRegistry
 from stream.catalog import Catalog
 from stream.dirty_queue import DirtyQueue
 from stream.events import Scenario
@@ -31,7 +31,7 @@ class Rig:
         self.models = parts.get("models") or MemoryModels()
         self.vectors = parts.get("vectors") or MemoryVectors()
         self.log = parts.get("log") or MemoryLog()
-        self.queue, self.stats = DirtyQueue(), Stats()
+        self.queue, self.stats, self.registry = DirtyQueue(), Stats(), MemoryRegistry()
         self.cache = ItemCache(self.items, 100)
         self.ingest = Ingest(
             histories=self.histories,
@@ -40,7 +40,7 @@ class Rig:
             queue=self.queue,
             stats=self.stats,
             max_event_bytes=65_536,
-            epochs={},
+            registry=self.registry,
         )
         self.catalog = Catalog(
             items=self.items,

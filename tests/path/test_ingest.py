@@ -1,5 +1,6 @@
 """From raw records to histories: what is applied, what is refused, and in which order things become durable."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,9 +10,12 @@ from hypothesis import strategies as st
 
 from stream import retry
 from stream.adapters.memory import MemoryLog
-from stream.adapters.memory_stores import MemoryHistories
+from stream.adapters.memory_stores import MemoryHistories, MemoryItems
 from stream.errors import Permanent, Transient
+from stream.events import Scenario
 from stream.identity import item_index, query_key
+from stream.ingest import CACHE_SECONDS, ItemCache
+from stream.ledger import Batch, Record
 from stream.stores import Append, Applied
 from tests.path.rig import NOW_MS, Rig, event, item
 
@@ -138,6 +142,46 @@ class Refusing(MemoryHistories):
 async def test_a_history_that_cannot_be_written_stops_the_batch_instead_of_losing_it() -> None:
     with pytest.raises(Permanent, match="CODEBOOK"):
         await Rig(histories=Refusing(4, 1)).feed(event(1))
+
+
+async def test_events_of_a_user_whose_history_cannot_be_read_become_dead_letters() -> None:
+    rig = Rig()
+    rig.histories.packed["sick"] = b"\x07of a format to come"
+    await rig.feed(event(1, user="sick"), event(2), event(3, user="sick"))
+    assert [(letter.offset, "FORMAT" in letter.reason) for letter in rig.log.letters] == [(0, True), (2, True)]
+    assert (await rig.history()).events_applied == 1
+
+
+async def test_a_topic_made_anew_under_a_running_worker_counts_from_its_beginning() -> None:
+    rig = Rig()
+    await rig.feed(event(1), event(2), first=100)
+    await rig.registry.count_creation(["events.feed"])
+    await rig.registry.count_creation(["events.feed"])
+    await rig.feed(event(3), event(4), first=0)
+    assert (await rig.history()).events_applied == 4
+
+
+async def test_what_was_impossible_when_it_was_produced_is_refused_by_a_replay_too() -> None:
+    rig = Rig()
+    produced_ms = NOW_MS - 600_000
+    values = [json.dumps(event(n, ts=produced_ms + ahead)).encode() for n, ahead in enumerate((299_000, 301_000))]
+    records = tuple(Record(n, b"k", value, produced_ms) for n, value in enumerate(values))
+    await rig.ingest.handle(Batch("events.feed", 0, records), Scenario.feed)
+    assert [letter.offset for letter in rig.log.letters] == [1]
+    assert (await rig.history()).events_applied == 1
+
+
+async def test_codes_of_an_old_text_are_used_for_a_while_only() -> None:
+    now = 0.0
+    items = MemoryItems()
+    cache = ItemCache(items, 10, clock=lambda: now)
+    (item,) = await items.claim(["i:a"])
+    await items.put_codes({item.index: b"old."})
+    await cache.get(["i:a"])
+    await items.put_codes({item.index: b"new."})
+    assert (await cache.get(["i:a"]))["i:a"].codes == b"old."
+    now = CACHE_SECONDS + 1
+    assert (await cache.get(["i:a"]))["i:a"].codes == b"new."
 
 
 async def test_codes_are_written_with_the_event_once_the_item_is_known() -> None:

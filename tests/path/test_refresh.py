@@ -100,6 +100,40 @@ async def test_an_item_that_arrives_between_look_up_and_waiting_is_not_missed() 
     assert (await rig.history()).records[0].codes is not None
 
 
+async def test_an_item_that_arrives_while_another_worker_asks_the_model_is_not_lost() -> None:
+    """The catalogue's mark must outlive the settling of a refresh that has not seen the codes."""
+    rig = await Rig().provision()
+    other = Rig(histories=rig.histories, items=rig.items, vectors=rig.vectors)  # has the item's partition
+
+    class Slow(MemoryModels):
+        async def interests(self, histories: HistoryTensors) -> Interests:
+            if not rig.stats.counts["interrupted"]:
+                rig.stats.add("interrupted")
+                await other.catalogue(item("late"))
+            return await super().interests(histories)
+
+    rig.refresher._models = Slow()
+    await rig.feed(event(1, "late"))
+    await rig.refresh()
+    assert (await rig.history()).records[0].codes is not None
+    assert [m.user_id for m in await rig.histories.dirty(range(SHARDS), 9)] == ["u"]
+    await settled(other)
+    profile = await rig.vectors.profile("u")
+    assert profile is not None
+    assert profile.version == (await rig.history()).version == 2
+
+
+async def test_a_qdrant_without_collections_is_waited_for_not_dead_lettered() -> None:
+    rig = Rig()
+    catalogue = asyncio.create_task(rig.catalogue(item("a")))
+    await asyncio.sleep(0.1)
+    assert not catalogue.done()
+    await rig.provision()
+    await asyncio.wait_for(catalogue, 20)
+    assert rig.log.letters == []
+    assert (await rig.vectors.stats()).items == 1
+
+
 class Flaky:
     """Makes one named method fail, at first for a while."""
 
