@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -31,13 +32,13 @@ class Running:
     worker: str | None = None  # http:// URL of the worker's own pages
 
 
-def find(settings: Settings) -> Addresses:
+def find(settings: Settings, needed: Sequence[str] = PARTS) -> Addresses:
     """Addresses from the environment, the rest from a live stack in the data folder; else a `UserError` that names
-    both ways out."""
+    both ways out. A part that is not `needed` may end up without an address (empty)."""
     given = {part: getattr(settings, f"{part}_url") for part in PARTS}
-    missing = [part for part in PARTS if given[part] is None]
+    missing = [part for part in needed if given[part] is None]
     if not missing:
-        return Addresses(**given)
+        return Addresses(**{part: url or "" for part, url in given.items()})
     running = read(settings.data_folder)
     if running is None:
         variables = ", ".join(variable(f"{part}_url") for part in missing)

@@ -17,7 +17,7 @@ from stream.addresses import Addresses
 from stream.batches import BatchApp, application, consume, run, terminated
 from stream.catalog import Catalog
 from stream.dirty_queue import DirtyQueue
-from stream.errors import Permanent, Transient
+from stream.errors import Permanent, Transient, UserError
 from stream.events import Scenario
 from stream.identity import SHARDS, shard
 from stream.ingest import Ingest, ItemCache
@@ -42,6 +42,10 @@ async def work(settings: Settings, addresses: Addresses) -> None:
     async with connect(settings, addresses) as services, AsyncExitStack() as stack:
         kafka = await persistently(lambda: stack.enter_async_context(producer(addresses.kafka, settings)))
         opened = await persistently(partial(stores, services, settings))
+        if kafka.forgets and await services.registry.workers():
+            raise UserError(
+                "the in-memory broker is for one worker, and one is at work: set KAFKA_HOME for a real Kafka"
+            )
         app = application(settings, addresses.kafka)
         stats = Stats()
         _wire(app, settings, services, kafka, opened, stats)

@@ -7,6 +7,7 @@ least once, in order per partition; after a rebalance, what was not yet committe
 
 import asyncio
 import logging
+import os
 import signal
 import ssl
 from collections import defaultdict
@@ -35,6 +36,7 @@ COMMIT_SECONDS = 0.5
 SESSION_SECONDS = 10.0  # a killed worker's partitions are taken over after this long
 HEARTBEAT_SECONDS = 2.0
 REBALANCE_SECONDS = 30.0
+STOP_SECONDS = 20.0  # after SIGTERM
 NEVER_SECONDS = 7 * 86_400.0  # no poll while all is full is no death: the heartbeats of the session tell
 DRAIN_SECONDS = 5.0  # what the batches in the agents' hands are given to end, on a rebalance and on stopping
 
@@ -273,8 +275,19 @@ async def _answers(app: BatchApp) -> None:
 
 
 async def terminated() -> None:
-    """Return on SIGTERM or SIGINT: `asyncio.run(run(app, terminated()))` is a worker process."""
+    """Return on SIGTERM or SIGINT: `asyncio.run(run(app, terminated()))` is a worker process.
+
+    A second signal ends the process at once, and so does a stop that takes longer than `STOP_SECONDS`: what is not
+    acknowledged is delivered again.
+    """
     asked, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def ask() -> None:
+        if asked.is_set():
+            os._exit(1)
+        asked.set()
+        loop.call_later(STOP_SECONDS, os._exit, 1)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, asked.set)
+        loop.add_signal_handler(number, ask)
     await asked.wait()

@@ -57,6 +57,13 @@ class Story:
     after: Sequence[Hit]
     seconds: float  # from the last event of the burst to the profile that holds it
 
+    topical: frozenset[str] = frozenset()  # items of the catalogue that are about the subtopic
+
+    @property
+    def changed(self) -> bool:
+        """Whether the searches brought items of their subtopic into the feed."""
+        return bool(self.fresh & self.topical)
+
     @property
     def fresh(self) -> frozenset[str]:
         """Item ids that are in the list after and were not before."""
@@ -93,6 +100,7 @@ class Demo:
         stores: Stores,
         population: Population,
         watch: Watch,
+        check: Callable[[], None],
     ) -> None:
         self._settings = settings
         self._addresses = addresses
@@ -100,6 +108,7 @@ class Demo:
         self._stores = stores
         self._population = population
         self._watch = watch
+        self._check = check  # raises when a process of ours has ended
         self._base: Counter[str] = Counter()
         self._applied: Counter[str] = Counter()  # by user, before the demo
         self._sent: Counter[str] = Counter()  # by user, during it
@@ -129,17 +138,22 @@ class Demo:
     async def stream_events(self, rate: float) -> None:
         """Send the events at `rate` a second (0: as fast as they are taken); return when every profile is fresh."""
         self._began = time.monotonic()
+        sending = asyncio.create_task(self._send_all(rate))
+        watching = asyncio.create_task(self._show("streaming"))
+        ended, _ = await asyncio.wait({sending, watching}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (sending, watching):
+            task.cancel()
+        await asyncio.gather(sending, watching, return_exceptions=True)
+        ended.pop().result()
+        await self._until("draining", self._quiet)
+
+    async def _send_all(self, rate: float) -> None:
         async with self._producer() as kafka:
-            view = asyncio.create_task(self._show("streaming"))
-            try:
-                for number, act in enumerate(self._population.acts):
-                    if rate:
-                        await _sleep_until(self._began + number / rate)
-                    await self._send(kafka, act)
-                await kafka.flush()
-            finally:
-                view.cancel()
-            await self._until("draining", self._quiet)
+            for number, act in enumerate(self._population.acts):
+                if rate:
+                    await _sleep_until(self._began + number / rate)
+                await self._send(kafka, act)
+            await kafka.flush()
 
     async def tell(self) -> Story:
         """A burst of searches by one user, and what it does to the feed."""
@@ -156,7 +170,8 @@ class Demo:
             await self._until("search burst", self._quiet)
         after = await self.recommend(user)
         queries = [act.record["query"] for act in burst if act.record["action"] == "search"]
-        return Story(user, subtopic, queries, before, after, time.monotonic() - began)
+        topical = frozenset(self._population.catalogue.shelves[subtopic])
+        return Story(user, subtopic, list(dict.fromkeys(queries)), before, after, time.monotonic() - began, topical)
 
     async def recommend(self, user_id: str) -> list[Hit]:
         exclude = await seen(self._stores.histories, self._stores.items, user_id)
@@ -209,7 +224,9 @@ class Demo:
     async def _until(self, phase: str, done: Callable[[Progress], Awaitable[bool]]) -> None:
         """Watch until `done`, or until nothing has moved for `PATIENCE` seconds."""
         last, moved = Counter[str](), time.monotonic()
+        self._check()
         while not await done(progress := await self.progress(phase)):
+            self._check()
             self._watch(progress)
             if progress.counts != last:
                 last, moved = progress.counts, time.monotonic()
@@ -220,6 +237,7 @@ class Demo:
 
     async def _show(self, phase: str) -> None:
         while True:
+            self._check()
             self._watch(await self.progress(phase))
             await asyncio.sleep(POLL)
 
@@ -258,7 +276,7 @@ def report(progress: Progress, audit: Audit, story: Story, seconds: float) -> di
         "freshness_ms": {"p50": p50, "p95": p95, "p99": p99},
         "feed_before": [h.item_id for h in story.before],
         "feed_after": [h.item_id for h in story.after],
-        "recommendations_changed": bool(story.fresh),
+        "recommendations_changed": story.changed,
         "burst_to_profile_seconds": round(story.seconds, 3),
         "seconds": round(seconds, 1),
     }

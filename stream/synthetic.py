@@ -115,9 +115,15 @@ _BY_NAME = {subtopic.name: subtopic for subtopic in SUBTOPICS}
 
 
 def synthesize(
-    users: int = 500, events: int = 20_000, items: int = 2_000, seed: int = 7, end_ms: int = END_MS, run: str = ""
+    users: int = 500,
+    events: int = 20_000,
+    items: int = 2_000,
+    seed: int = 7,
+    end_ms: int = END_MS,
+    run: str = "",
+    people: str = "u",
 ) -> Population:
-    """Exactly `events` events of users `u000000`..., sorted by time, none after `end_ms`.
+    """Exactly `events` events of users `u000000`... (or another prefix), sorted by time, none after `end_ms`.
 
     Event ids are `run` + a number: two runs into the same system need different `run`s. Items are `i000000`...
     """
@@ -129,7 +135,7 @@ def synthesize(
     acts: list[Act] = []
     for number, count in enumerate(_activity(users, events, Random(f"{seed}/activity"))):
         rng = Random(f"{seed}/user/{number}")
-        user = _User(f"u{number:06d}", catalogue, end_ms, rng)
+        user = _User(f"{people}{number:06d}", catalogue, end_ms, rng)
         interests[user.user_id] = user.interests
         acts.extend(user.live(count))
     acts.sort(key=lambda act: (act.record["ts"], act.record["user_id"]))

@@ -28,6 +28,7 @@ REASON_BYTES = 2_000  # of a dead letter's header
 ROOM_BYTES = 2_500_000  # half of what the in-memory broker keeps of a partition, read or not
 ROOM_RECORDS = 50_000  # likewise
 READY_SECONDS = 2.0
+CLOSE_SECONDS = 10.0  # for a broker that is gone; `flush` has said before what arrived
 LOOK_BYTES = 500_000  # sent between two looks at the lag
 LOOK_SECONDS = 0.1  # between two looks while there is no room
 
@@ -52,12 +53,13 @@ class Producer:
                 stack.push_async_callback(self._kafka.stop)
                 await self._kafka.start()
                 self._closing = stack.pop_all()
-        self._forgets = self._kafka.client.cluster.controller is None
+        self.forgets = self._kafka.client.cluster.controller is None
         return self
 
     async def __aexit__(self, *_: object) -> None:
         with translated(self._bootstrap):
-            await self._closing.aclose()
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self._closing.aclose()
 
     async def send_event(self, scenario: str, user_id: str, value: bytes) -> None:
         """Queue an event; `flush` says whether it arrived."""
@@ -107,7 +109,7 @@ class Producer:
         self._records[topic] += 1
         self._bytes[topic] += size
         self._unlooked += size
-        if self._forgets and self._unlooked > LOOK_BYTES:
+        if self.forgets and self._unlooked > LOOK_BYTES:
             await self._wait_for_room()
             self._unlooked = 0
 

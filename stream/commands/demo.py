@@ -3,9 +3,10 @@
 import asyncio
 import json
 import os
+import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
@@ -16,16 +17,17 @@ from stream import settings
 from stream.addresses import PARTS, Addresses
 from stream.batches import terminated
 from stream.commands.demo_view import View
-from stream.demo import Demo, Progress, Story, report
+from stream.demo import Demo, Story, report
 from stream.embedded.process import Server, folder_of, port_for, resident_bytes, spawn
 from stream.embedded.stack import Stack
-from stream.errors import UserError
+from stream.errors import Permanent
 from stream.provision import provision
-from stream.services import connect, stores
+from stream.services import Services, connect, stores
 from stream.settings import Settings, variable
 from stream.synthetic import Population, synthesize
 
 ITEMS = 2_000
+FIRST_USER = "u000000"
 
 
 @dataclass(frozen=True)
@@ -62,24 +64,30 @@ def command(**options: int | float | bool) -> int:
     view = View(Console(stderr=chosen.as_json, markup=False, highlight=False))
     view.say("starting (the first time takes a little longer) ...")
     stack = Stack(wanted, view.say)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     with stack as found:
-        return asyncio.run(_demo(chosen, wanted, found, stack, view, began))
+        try:
+            return asyncio.run(_demo(chosen, wanted, found, stack, view, began))
+        finally:
+            view.say("stopping ...")
 
 
 async def _demo(chosen: Options, wanted: Settings, found: Addresses, stack: Stack, view: View, began: float) -> int:
     async with connect(wanted, found) as services:
         for what in await provision(wanted, found, services):
             view.say(f"made {what}")
-        with _worker(wanted, found, stack, needed=await services.registry.workers() == 0) as worker:
-            opened, watch = await stores(services, wanted), _watch(view, worker)
-            demo = Demo(wanted, found, services, opened, _population(chosen), watch)
+        with _worker(wanted, found, stack, needed=await _alone(wanted, services, view)) as worker:
+            opened = await stores(services, wanted)
+            population = _population(chosen, (await opened.histories.read([FIRST_USER]))[0] is not None)
+            demo = Demo(wanted, found, services, opened, population, view.watch, lambda: _check(stack, worker))
             with view:
                 story = await demo.run(chosen.rate)
             progress, audit = await demo.progress("done"), await demo.audit()
             verdict = report(progress, audit, story, time.monotonic() - began)
             view.tell(story)
             view.conclude(progress, audit, _memory(stack, worker))
-            applied, changed = audit.complete, bool(story.fresh)
+            applied, changed = audit.complete, story.changed
             view.say(
                 f"verdict: {'every event applied' if applied else 'EVENTS ARE MISSING'}, "
                 f"{'the feed changed' if changed else 'THE FEED DID NOT CHANGE'}, {verdict['seconds']} s in all"
@@ -91,10 +99,21 @@ async def _demo(chosen: Options, wanted: Settings, found: Addresses, stack: Stac
             return 0 if applied and changed else 1
 
 
-def _population(chosen: Options) -> Population:
-    """Acting until now; event ids differ from one run to the next, which may find the same stores."""
+def _population(chosen: Options, again: bool) -> Population:
+    """Acting until now. Event ids differ from one run to the next, and so do users where the stores know earlier ones:
+    everybody's past is in this run."""
     now_ms = int(time.time() * 1000)
-    return synthesize(chosen.users, chosen.events, ITEMS, chosen.seed, now_ms, run=f"{now_ms:x}-")
+    run = f"{now_ms:x}-"
+    people = f"u{run}" if again else "u"
+    return synthesize(chosen.users, chosen.events, ITEMS, chosen.seed, now_ms, run, people)
+
+
+async def _alone(wanted: Settings, services: Services, view: View) -> bool:
+    """Whether no worker reads the log yet; of an embedded one nobody else can know."""
+    others = 0 if wanted.kafka_url is None else await services.registry.workers()
+    if others:
+        view.say(f"{others} worker{'s are' if others > 1 else ' is'} at work already")
+    return not others
 
 
 @contextmanager
@@ -115,13 +134,12 @@ def _worker(wanted: Settings, found: Addresses, stack: Stack, needed: bool) -> I
         worker.stop()
 
 
-def _watch(view: View, worker: Server | None) -> Callable[[Progress], None]:
-    def watch(progress: Progress) -> None:
-        if worker is not None and not worker.alive:
-            raise UserError(f"the worker ended; the end of {worker.log}:\n{worker.last_words()}")
-        view.watch(progress)
-
-    return watch
+def _check(stack: Stack, worker: Server | None) -> None:
+    """Raise when a server or the worker has ended by itself."""
+    running = [*stack.servers.values(), *([worker] if worker is not None else [])]
+    ended = [server for server in running if not server.alive]
+    for server in ended:
+        raise Permanent(f"{server.name} ended; the end of {server.log}:\n{server.last_words()}")
 
 
 def _memory(stack: Stack, worker: Server | None) -> dict[str, int]:

@@ -35,7 +35,7 @@ def command(user: str, events: int, as_json: bool) -> None:
 
 async def _inspect(user: str) -> tuple[Known, Profile | None, Near]:
     wanted = settings.load()
-    async with connect(wanted, addresses.find(wanted)) as services:
+    async with connect(wanted, addresses.find(wanted, ("redis", "qdrant"))) as services:
         opened = await stores(services, wanted)
         history = await known(opened.histories, opened.items, user)
         if history is None:

@@ -35,7 +35,7 @@ def command(user: str, scenario: str, limit: int, merge: Merge, include_seen: bo
 
 async def _recommend(user: str, scenario: str, limit: int, merge: Merge, include_seen: bool) -> list[Hit]:
     wanted = settings.load()
-    async with connect(wanted, addresses.find(wanted)) as services:
+    async with connect(wanted, addresses.find(wanted, ("redis", "qdrant"))) as services:
         opened = await stores(services, wanted)
         exclude = [] if include_seen else await seen(opened.histories, opened.items, user)
         return await Retrieval(services.vectors).recommend(user, scenario, limit, merge, exclude)
