@@ -45,7 +45,7 @@ def demo(folder: Path, *arguments: str) -> subprocess.Popen[str]:
 
 def processes_of(folder: Path) -> list[str]:
     """Command lines that name the folder."""
-    lines = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout.splitlines()
+    lines = subprocess.run(["ps", "-ewwo", "args"], capture_output=True, text=True).stdout.splitlines()
     return [line for line in lines if str(folder) in line]
 
 
@@ -113,6 +113,7 @@ def test_a_server_that_dies_is_named_at_once(tmp_path: Path) -> None:
     assert run.stderr is not None
     while "streaming" not in (line := run.stderr.readline()):
         assert line, "the demo ended early"
+    assert len(triton_of(tmp_path)) == 1
     for pid in triton_of(tmp_path):
         os.kill(pid, signal.SIGKILL)
     out, err = run.communicate(timeout=60)
@@ -123,6 +124,6 @@ def test_a_server_that_dies_is_named_at_once(tmp_path: Path) -> None:
 
 
 def triton_of(folder: Path) -> list[int]:
-    lines = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True).stdout.splitlines()
+    lines = subprocess.run(["ps", "-ewwo", "pid,args"], capture_output=True, text=True).stdout.splitlines()
     found = [line.split(maxsplit=1) for line in lines if str(folder) in line]
     return [int(pid) for pid, args in found if args.split()[0].endswith("tritonserver")]
