@@ -118,11 +118,10 @@ def _records(path: Path, columns: tuple[str, ...], required: tuple[str, ...]) ->
     """Number and JSON of every record."""
     try:
         with path.open("rb") as file:
-            if file.read(len(PARQUET_MAGIC)) == PARQUET_MAGIC:
-                yield from _rows(path, columns, required)
-            elif path.suffix.lower() in JSONL_SUFFIXES:
-                file.seek(0)
+            if path.suffix.lower() in JSONL_SUFFIXES:
                 yield from _lines(file)
+            elif file.read(len(PARQUET_MAGIC)) == PARQUET_MAGIC:
+                yield from _rows(path, columns, required)
             else:
                 raise UserError(f"{path} is neither Parquet nor named {', '.join(JSONL_SUFFIXES)}")
     except OSError as error:

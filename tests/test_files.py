@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from stream.errors import UserError
@@ -151,6 +151,7 @@ def test_an_empty_file_holds_nothing(tmp_path: Path) -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(content=st.lists(st.binary() | st.just(line()), max_size=20).map(b"\n".join))
+@example(content=b"PAR1\nlines")
 def test_any_bytes_are_lines(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     path = tmp_path_factory.mktemp("any") / "a.jsonl"
     path.write_bytes(content)
