@@ -24,7 +24,7 @@ ACTIONS = (
     "dislike",
     "search",
 )  # 16 at most: an action is four bits of a history record
-DIM = 64  # components of an item embedding and of an interest (PAPERS: RED-Rec's projection head)
+DIM = 64  # what training makes of itself (PAPERS: RED-Rec's projection head); what is served says so in config.pbtxt
 
 ITEM_ENCODER = "item_encoder"
 USER_INTERESTS = "user_interests"
@@ -39,10 +39,11 @@ class Tensor:
     shape: tuple[int, ...]
 
 
-# item_encoder: text in; unit embedding, its residual codes (packed bytes) and cos(embedding, decoded codes) out.
-ITEM_ENCODER_INPUTS = (Tensor("TEXT", "BYTES", (1,)),)
+# item_encoder: text, and the item's id where it is an item's (else empty: the model may know some items better than by
+# their text), in; unit embedding [dim], its residual codes (packed bytes) and cos(embedding, decoded codes) out.
+ITEM_ENCODER_INPUTS = (Tensor("TEXT", "BYTES", (1,)), Tensor("ITEM_ID", "BYTES", (1,)))
 ITEM_ENCODER_OUTPUTS = (
-    Tensor("EMBEDDING", "FP32", (DIM,)),
+    Tensor("EMBEDDING", "FP32", (-1,)),
     Tensor("CODES", "UINT8", (-1,)),
     Tensor("FIDELITY", "FP32", (1,)),
 )
@@ -58,6 +59,6 @@ USER_INTERESTS_INPUTS = (
 )
 # Unit vectors [scenario, K, dim] and, per scenario, weights [scenario, K] that are positive and sum to one.
 USER_INTERESTS_OUTPUTS = (
-    Tensor("INTERESTS", "FP32", (len(SCENARIOS), -1, DIM)),
+    Tensor("INTERESTS", "FP32", (len(SCENARIOS), -1, -1)),
     Tensor("WEIGHTS", "FP32", (len(SCENARIOS), -1)),
 )

@@ -46,6 +46,7 @@ async def work(settings: Settings, addresses: Addresses) -> None:
             raise UserError(
                 "the in-memory broker is for one worker, and one is at work: set KAFKA_HOME for a real Kafka"
             )
+        services.models.keep_to(opened.codebook.version)
         app = application(settings, addresses.kafka)
         stats = Stats()
         _wire(app, settings, services, kafka, opened, stats)
@@ -94,6 +95,7 @@ def _wire(
     async def refresh() -> None:
         card = await persistently(services.models.card)
         _refuse_other_codebook(card, opened)
+        await persistently(lambda: services.vectors.check(card))
         pace = Pace(settings.refresh_batch, settings.refresh_concurrency, settings.sweep_interval)
         await Refresher(
             histories=opened.histories,
@@ -121,7 +123,8 @@ def _wire(
 def _refuse_other_codebook(card: ModelCard, opened: Stores) -> None:
     if card.codebook_version != opened.codebook.version:
         raise Permanent(
-            f"Triton serves codebook {card.codebook_version}, the histories in Redis are of {opened.codebook.version}"
+            f"Triton serves codebook {card.codebook_version}, the histories in Redis are of "
+            f"{opened.codebook.version}: serve the old one, or provision an empty Redis and Qdrant and replay the log"
         )
 
 

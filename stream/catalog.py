@@ -91,7 +91,7 @@ class Catalog:
         return []
 
     async def _store(self, items: Sequence[Item]) -> None:
-        encoded = await self._models.encode([item.content for item in items])
+        encoded = await self._models.encode([item.content for item in items], [item.item_id for item in items])
         await self._vectors.put_items(_entries(items, encoded))
         names = [item_key(item.item_id) for item in items]
         claimed = await self._items.claim(names)

@@ -120,7 +120,10 @@ class Models(Protocol):
     """Triton, as the core sees it."""
 
     async def card(self) -> ModelCard: ...
-    async def encode(self, texts: Sequence[str]) -> Encoded: ...
+    async def encode(self, texts: Sequence[str], item_ids: Sequence[str] | None = None) -> Encoded:
+        """`item_ids` are the items' whose texts they are; None where they are no items' (queries). What the model has
+        learnt of an item by its id may matter more to it than the text."""
+
     async def interests(self, histories: HistoryTensors) -> Interests: ...
 
 
@@ -130,6 +133,9 @@ class Vectors(Protocol):
     async def provision(self, card: ModelCard) -> None:
         """Create `users` and `items` with their payload indexes; nothing when they are there. A collection of another
         shape is `Permanent`."""
+
+    async def check(self, card: ModelCard) -> None:
+        """`Permanent` when a collection is not of the models' shape, `Transient` when it is not there."""
 
     async def put_items(self, entries: Sequence[CatalogueEntry]) -> None:
         """Upsert, searchable on return."""

@@ -40,13 +40,15 @@ async def _codebook(settings: Settings, services: Services, card: ModelCard) -> 
     if (known.version, known.code_bytes) != (card.codebook_version, card.code_bytes):
         raise UserError(
             f"Redis holds histories of codebook {known.version} ({known.code_bytes} bytes an item), Triton serves "
-            f"codebook {card.codebook_version} ({card.code_bytes} bytes): serve the old one, or use an empty Redis"
+            f"codebook {card.codebook_version} ({card.code_bytes} bytes): serve the old one, or use an empty Redis "
+            "and replay the log"
         )
     return []
 
 
 def _codebook_file(settings: Settings) -> Path:
-    found = sorted(settings.model_repository.glob(f"{ITEM_ENCODER}/*/codebook.safetensors"))
+    versions = (settings.model_repository / ITEM_ENCODER).glob("*/codebook.safetensors")
+    found = sorted((path for path in versions if path.parent.name.isdecimal()), key=lambda path: int(path.parent.name))
     if not found:
         raise UserError(
             f"{variable('model_repository')}={settings.model_repository} holds no "

@@ -26,12 +26,16 @@ class MemoryVectors(QdrantVectors):
 
 
 class MemoryModels:
-    """Models without learning: an item's codes are a hash of its text and its embedding a vector drawn from the codes;
-    interest k of a scenario is the mean of the known items whose codes fall into class k, the scenario's own events
-    counted twice. The same input gives the same output anywhere, whatever the padding."""
+    """Models without learning: an item's codes are a hash of its text, or of its id where it is one of the `warm`, and
+    its embedding a vector drawn from the codes; interest k of a scenario is the mean of the known items whose codes
+    fall into class k, the scenario's own events counted twice. The same input gives the same output anywhere, whatever
+    the padding."""
 
-    def __init__(self, interests: int = 4, code_bytes: int = 4) -> None:
-        self._card = ModelCard(DIM, interests, code_bytes, codebook_version=1, model_version="1")
+    def __init__(
+        self, interests: int = 4, code_bytes: int = 4, dim: int = DIM, warm: frozenset[str] = frozenset()
+    ) -> None:
+        self._card = ModelCard(dim, interests, code_bytes, codebook_version=1, model_version="1")
+        self._warm = warm
 
     async def ready(self) -> bool:
         return True
@@ -42,30 +46,32 @@ class MemoryModels:
     async def card(self) -> ModelCard:
         return self._card
 
-    async def encode(self, texts: Sequence[str]) -> Encoded:
-        codes = [blake2b(text.encode(), digest_size=self._card.code_bytes).digest() for text in texts]
+    async def encode(self, texts: Sequence[str], item_ids: Sequence[str] | None = None) -> Encoded:
+        ids = item_ids or [""] * len(texts)
+        names = [item if item in self._warm else text for text, item in zip(texts, ids, strict=True)]
+        codes = [blake2b(name.encode(), digest_size=self._card.code_bytes).digest() for name in names]
         return Encoded(
-            np.stack([_drawn(code) for code in codes]),
+            np.stack([_drawn(code, self._card.dim) for code in codes]),
             np.frombuffer(b"".join(codes), np.uint8).reshape(len(codes), -1),
             np.ones(len(codes), np.float32),
         )
 
     async def interests(self, histories: HistoryTensors) -> Interests:
         shape = (len(histories.valid), len(SCENARIOS), self._card.interests)
-        vectors = np.broadcast_to(self._priors(), (*shape, DIM)).copy()
+        vectors = np.broadcast_to(self._priors(), (*shape, self._card.dim)).copy()
         weights = np.ones(shape, np.float32)
         for row, event in zip(*np.nonzero(histories.valid), strict=True):
             code = histories.codes[row, event].tobytes()
             counts = np.where(np.arange(len(SCENARIOS)) == histories.scenario[row, event], 2.0, 1.0)
             k = code[0] % self._card.interests
-            vectors[row, :, k] += counts[:, None] * _drawn(code)
+            vectors[row, :, k] += counts[:, None] * _drawn(code, self._card.dim)
             weights[row, :, k] += counts
         return Interests(_unit(vectors), weights / weights.sum(-1, keepdims=True), self._card.model_version)
 
     def _priors(self) -> Floats:
         """What a user without history is taken for: [scenario, K, dim], faint."""
         names = [[f"{scenario}_{k}".encode() for k in range(self._card.interests)] for scenario in SCENARIOS]
-        return np.stack([[_drawn(name) for name in row] for row in names]) * np.float32(1e-3)
+        return np.stack([[_drawn(name, self._card.dim) for name in row] for row in names]) * np.float32(1e-3)
 
 
 @dataclass
@@ -83,10 +89,10 @@ class MemoryLog:
 
 
 @lru_cache(maxsize=100_000)
-def _drawn(code: bytes) -> Floats:
+def _drawn(code: bytes, dim: int) -> Floats:
     """A unit vector [dim] that is a function of `code`."""
     seed = int.from_bytes(blake2b(code, digest_size=8).digest(), "big")
-    return _unit(np.random.default_rng(seed).standard_normal(DIM).astype(np.float32))
+    return _unit(np.random.default_rng(seed).standard_normal(dim).astype(np.float32))
 
 
 def _unit(vectors: Floats) -> Floats:

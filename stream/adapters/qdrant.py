@@ -77,12 +77,24 @@ class QdrantVectors:
     async def provision(self, card: ModelCard) -> None:
         with _translated():
             await self._refuse_old_server()
-            names = [vector_name(scenario, k) for scenario in SCENARIOS for k in range(card.interests)]
+            wanted = self._wanted(card)
             # Users are looked up, never searched: m=0 builds no graph.
-            await self._collection(self.users, {n: _cosine(card.dim) for n in names}, models.HnswConfigDiff(m=0))
-            await self._collection(self.items, _cosine(card.dim))
+            await self._create(self.users, wanted[self.users], models.HnswConfigDiff(m=0))
+            await self._create(self.items, wanted[self.items])
+        await self.check(card)
+        with _translated():
             await self._index(self.users, USER_INDEXES)
             await self._index(self.items, ITEM_INDEXES)
+
+    async def check(self, card: ModelCard) -> None:
+        for name, vectors in self._wanted(card).items():
+            with _translated():
+                difference = _difference(found=await self._shape(name), wanted=_shape(vectors))
+            if difference:
+                raise Permanent(
+                    f"Qdrant collection {name!r} is not what the models need: it {difference}; serve the models it "
+                    "was made for, or delete it, run facetstream provision, and load and replay what it held"
+                )
 
     async def put_items(self, entries: Sequence[CatalogueEntry]) -> None:
         for batch in _batches(entries, ITEMS_PER_REQUEST):
@@ -148,21 +160,19 @@ class QdrantVectors:
             needed = ".".join(map(str, OLDEST_SERVER))
             raise Permanent(f"Qdrant {version} knows no conditional upserts; {needed} or later is needed")
 
-    async def _collection(
-        self,
-        name: str,
-        vectors: models.VectorParams | dict[str, models.VectorParams],
-        hnsw: models.HnswConfigDiff | None = None,
-    ) -> None:
-        if not await self._client.collection_exists(name):
-            try:
-                await self._client.create_collection(name, vectors, hnsw_config=hnsw)
-            except UnexpectedResponse as error:
-                if error.status_code != httpx.codes.CONFLICT:  # another process was quicker
-                    raise
-        difference = _difference(found=await self._shape(name), wanted=_shape(vectors))
-        if difference:
-            raise Permanent(f"Qdrant collection {name!r} is not what the models need: it {difference}")
+    def _wanted(self, card: ModelCard) -> dict[str, Any]:
+        """The vectors of both collections."""
+        names = [vector_name(scenario, k) for scenario in SCENARIOS for k in range(card.interests)]
+        return {self.users: {name: _cosine(card.dim) for name in names}, self.items: _cosine(card.dim)}
+
+    async def _create(self, name: str, vectors: Any, hnsw: models.HnswConfigDiff | None = None) -> None:
+        if await self._client.collection_exists(name):
+            return
+        try:
+            await self._client.create_collection(name, vectors, hnsw_config=hnsw)
+        except UnexpectedResponse as error:
+            if error.status_code != httpx.codes.CONFLICT:  # another process was quicker
+                raise
 
     async def _shape(self, name: str) -> Shape:
         vectors = (await self._client.get_collection(name)).config.params.vectors

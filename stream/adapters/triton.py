@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
 from models.contract import (
-    DIM,
     ITEM_ENCODER,
     ITEM_ENCODER_INPUTS,
     ITEM_ENCODER_OUTPUTS,
@@ -49,6 +48,8 @@ class TritonModels:
         self._timeout = timeout
         self._opened: Any = None
         self._batches: dict[str, int] = {}  # model -> rows it takes at once
+        self._codebook: int | None = None  # the only one whose answers are taken
+        self._vetted: set[tuple[str, str]] = set()  # models and versions that are of it
 
     async def ready(self) -> bool:
         """Whether Triton answers and both models are loaded."""
@@ -56,6 +57,11 @@ class TritonModels:
             return all([await self._call("is_model_ready", model) for model in INPUTS])
         except (Transient, Permanent):
             return False
+
+    def keep_to(self, codebook_version: int) -> None:
+        """From now on the answer of a model of another codebook, loaded meanwhile, is `Transient`: what it says must
+        not be mixed with what is stored."""
+        self._codebook = codebook_version
 
     async def close(self) -> None:
         if self._opened is not None:
@@ -67,14 +73,12 @@ class TritonModels:
         for model, config in configs.items():
             _refuse_misfit(model, config)
         values = {name: _agreed(name, configs) for name in PARAMETERS}
-        if values["dim"] != DIM:
-            raise Permanent(f"Triton serves embeddings of {values['dim']} components; this version knows {DIM}")
         metadata = await self._call("get_model_metadata", USER_INTERESTS)
         return ModelCard(**values, model_version=max(metadata.versions, key=int))
 
-    async def encode(self, texts: Sequence[str]) -> Encoded:
-        column = np.array([[text.encode()] for text in texts], dtype=np.object_).reshape(-1, 1)
-        out, _ = await self._infer(ITEM_ENCODER, {"TEXT": column})
+    async def encode(self, texts: Sequence[str], item_ids: Sequence[str] | None = None) -> Encoded:
+        ids = [""] * len(texts) if item_ids is None else item_ids
+        out, _ = await self._infer(ITEM_ENCODER, {"TEXT": _strings(texts), "ITEM_ID": _strings(ids)})
         return Encoded(out["EMBEDDING"], out["CODES"], out["FIDELITY"][:, 0])
 
     async def interests(self, histories: HistoryTensors) -> Interests:
@@ -106,7 +110,21 @@ class TritonModels:
         inputs = [_input(tensor, columns[tensor.name]) for tensor in INPUTS[model]]
         result = await self._call("infer", model, inputs)
         outputs = {tensor.name: result.as_numpy(tensor.name) for tensor in OUTPUTS[model]}
-        return outputs, result.get_response().model_version
+        version: str = result.get_response().model_version
+        await self._vet(model, version)
+        return outputs, version
+
+    async def _vet(self, model: str, version: str) -> None:
+        if self._codebook is None or (model, version) in self._vetted:
+            return
+        parameters = (await self._call("get_model_config", model, version)).config.parameters
+        stated = parameters["codebook_version"].string_value if "codebook_version" in parameters else ""
+        if stated not in ("", str(self._codebook)):
+            raise Transient(
+                f"Triton's {model} {version} is of codebook {stated}, what is stored of {self._codebook}: load the "
+                "version before, or provision an empty Redis and Qdrant for the new one"
+            )
+        self._vetted.add((model, version))
 
     async def _batch(self, model: str) -> int:
         if model not in self._batches:
@@ -122,8 +140,13 @@ class TritonModels:
         try:
             return await getattr(self._opened, method)(*args, client_timeout=self._timeout)
         except InferenceServerException as error:
+            self._vetted.clear()  # who answers next may be another server
             kind = Permanent if error.status() in POINTLESS else Transient
             raise kind(f"Triton: {error.message().partition(chr(10))[0]}") from error
+
+
+def _strings(texts: Sequence[str]) -> NDArray[Any]:
+    return np.array([text.encode() for text in texts], dtype=np.object_).reshape(-1, 1)
 
 
 def _input(tensor: Tensor, array: NDArray[Any]) -> Any:

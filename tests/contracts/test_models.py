@@ -51,7 +51,7 @@ def histories(card: ModelCard, lengths: list[int], padding: int = 0) -> HistoryT
 
 async def test_the_card_says_what_is_served(models: Models) -> None:
     card = await models.card()
-    assert card.dim == DIM
+    assert card.dim == (await models.encode(TEXTS)).embeddings.shape[1]
     assert card.interests >= 1
     assert 1 <= card.codebook_version <= 65_535
     assert card == await models.card()
@@ -110,6 +110,34 @@ async def test_what_is_not_valid_is_not_read(models: Models) -> None:
     )
 
 
+async def test_an_item_has_an_id_and_a_query_none(models: Models) -> None:
+    """What the id of an item that the model does not know changes: nothing."""
+    of_items, of_none = await models.encode(TEXTS, [f"unheard of {i}" for i in range(6)]), await models.encode(TEXTS)
+    np.testing.assert_allclose(of_items.embeddings, of_none.embeddings, atol=1e-4)
+
+
+async def test_a_warm_item_is_known_by_its_id() -> None:
+    twin = MemoryModels(dim=8, warm=frozenset({"i1"}))
+    encoded = await twin.encode(["tea", "pot", "tea"], ["i1", "i1", "i2"])
+    assert encoded.embeddings.shape == (3, 8)
+    assert (encoded.codes[0] == encoded.codes[1]).all()
+    assert (encoded.codes[2] == (await twin.encode(["tea"])).codes[0]).all()
+
+
+async def test_answers_of_another_codebook_are_not_taken(triton_url: str) -> None:
+    served = TritonModels(triton_url, TIMEOUT)
+    card = await served.card()
+    served.keep_to(card.codebook_version)
+    await served.encode(["tea"])
+    served = TritonModels(triton_url, TIMEOUT)
+    served.keep_to(card.codebook_version + 1)
+    with pytest.raises(Transient, match="item_encoder 1 is of codebook 1, what is stored of 2"):
+        await served.encode(["tea"])
+    with pytest.raises(Transient, match="user_interests 1 is of codebook 1"):
+        await served.interests(histories(card, [3]))
+    await served.close()
+
+
 async def test_calls_may_overlap(models: Models) -> None:
     card = await models.card()
     answers = await asyncio.gather(*(models.interests(histories(card, [n])) for n in (1, 2, 3, 1)))
@@ -127,6 +155,7 @@ async def test_a_request_that_makes_no_sense_is_permanent(triton_url: str) -> No
 ENCODER = """
     max_batch_size: 2
     input { name: "TEXT" data_type: TYPE_STRING dims: 1 }
+    input { name: "ITEM_ID" data_type: TYPE_STRING dims: 1 }
     output { name: "EMBEDDING" data_type: TYPE_FP32 dims: 64 }
     output { name: "CODES" data_type: TYPE_UINT8 dims: 4 }
     output { name: "FIDELITY" data_type: TYPE_FP32 dims: 1 }
@@ -192,19 +221,20 @@ async def facing(impostor: Impostor, timeout: float = TIMEOUT) -> AsyncIterator[
 async def test_the_card_is_read_from_the_configurations() -> None:
     async with facing(Impostor()) as models:
         assert await models.card() == ModelCard(64, 4, 4, codebook_version=7, model_version="10")
+    async with facing(Impostor(encoder=ENCODER.replace("64", "-1").replace('"-1"', '"256"'))) as models:
+        assert (await models.card()).dim == 256
 
 
 @pytest.mark.parametrize(
     ("model", "old", "new", "message"),
     [
-        ("encoder", "dims: 64", "dims: 32", r"item_encoder has EMBEDDING as FP32 \[32\]; FP32 \[64\] is needed"),
+        ("encoder", "dims: 64", "dims: [8, 8]", r"item_encoder has EMBEDDING as FP32 \[8, 8\]; FP32 \[-1\] is needed"),
         ("encoder", '"TEXT"', '"WORDS"', "item_encoder has no tensor TEXT"),
         ("encoder", "TYPE_UINT8", "TYPE_UINT16", r"CODES as UINT16 \[4\]; UINT8 \[-1\] is needed"),
         ("interests", "dims: [3, 4, 64]", "dims: [2, 4, 64]", r"INTERESTS as FP32 \[2, 4, 64\]"),
         ("interests", "dims: [3, 4] ", "dims: [12] ", r"WEIGHTS as FP32 \[12\]; FP32 \[3, -1\] is needed"),
         ("interests", '"7"', '"8"', "disagree on codebook_version: item_encoder says 7, user_interests says 8"),
         ("interests", '"interests"', '"k"', "no model on Triton states the parameter interests"),
-        ("encoder", '"64"', '"128"', "embeddings of 128 components; this version knows 64"),
         ("interests", 'string_value: "4"', 'string_value: "four"', "interests='four', which is no number"),
     ],
 )

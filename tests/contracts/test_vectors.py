@@ -154,13 +154,23 @@ async def test_two_processes_may_provision_at_once(bare: QdrantVectors) -> None:
 
 
 async def test_collections_of_another_shape_are_refused(vectors: QdrantVectors) -> None:
-    with pytest.raises(Permanent, match=r"users-.* it lacks vectors discovery_3, feed_3, search_3$"):
+    with pytest.raises(Permanent, match=r"users-.* it lacks vectors discovery_3, feed_3, search_3; serve .* or delete"):
         await vectors.provision(replace(CARD, interests=K + 1))
-    with pytest.raises(Permanent, match=r"it has vectors of 64-d Cosine, not 32-d Cosine$"):
-        await vectors.provision(replace(CARD, dim=32))
+    for refuse in (vectors.provision, vectors.check):
+        with pytest.raises(Permanent, match=r"it has vectors of 64-d Cosine, not 32-d Cosine; serve"):
+            await refuse(replace(CARD, dim=32))
     vectors.users, vectors.items = vectors.items, vectors.users
-    with pytest.raises(Permanent, match=r"lacks vectors discovery_0, .* and has unknown vectors \(unnamed\)$"):
+    with pytest.raises(Permanent, match=r"lacks vectors discovery_0, .* and has unknown vectors \(unnamed\); serve"):
         await vectors.provision(CARD)
+
+
+async def test_the_dimension_is_the_models(bare: QdrantVectors) -> None:
+    card = replace(CARD, dim=8)
+    await bare.provision(card)
+    await bare.check(card)
+    await bare.put_items([replace(entry("tea"), embedding=np.eye(8, dtype=np.float32)[0])])
+    (hits,) = await bare.search([{"query": np.eye(8)[0].tolist(), "with_payload": True}])
+    assert [hit.item_id for hit in hits] == ["tea"]
 
 
 async def test_ready_once_provisioned(bare: QdrantVectors) -> None:
@@ -170,7 +180,13 @@ async def test_ready_once_provisioned(bare: QdrantVectors) -> None:
 
 
 async def test_what_is_not_provisioned_is_waited_for(bare: QdrantVectors) -> None:
-    for call in (bare.put_profiles([profile()]), bare.put_items([entry("tea")]), bare.profile("ada"), bare.stats()):
+    for call in (
+        bare.put_profiles([profile()]),
+        bare.put_items([entry("tea")]),
+        bare.profile("ada"),
+        bare.stats(),
+        bare.check(CARD),
+    ):
         with pytest.raises(Transient, match=r"Qdrant: .*(users|items)-"):
             await call
 

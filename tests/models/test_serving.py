@@ -57,8 +57,9 @@ async def infer(client: grpc.InferenceServerClient, model: str, columns: Columns
 
 
 def texts(*rows: str | bytes) -> Columns:
+    """Of no item."""
     encoded = [[row if isinstance(row, bytes) else row.encode()] for row in rows]
-    return {"TEXT": np.array(encoded, dtype=np.object_)}
+    return {"TEXT": np.array(encoded, dtype=np.object_), "ITEM_ID": np.array([[b""] for _ in rows], dtype=np.object_)}
 
 
 def histories(users: int, events: int, seed: int, code_bytes: int) -> Columns:

@@ -225,10 +225,10 @@ async def test_a_mark_without_a_history_is_cleared() -> None:
 
 async def test_items_refused_one_by_one_become_dead_letters() -> None:
     class Picky(MemoryModels):
-        async def encode(self, texts: Sequence[str]) -> Encoded:
+        async def encode(self, texts: Sequence[str], item_ids: Sequence[str] | None = None) -> Encoded:
             if any("cursed" in text for text in texts):
                 raise Permanent("Triton: INVALID_ARGUMENT")
-            return await super().encode(texts)
+            return await super().encode(texts, item_ids)
 
     rig = await Rig(models=Picky()).provision()
     await rig.catalogue(item("a"), b"{}", item("b", "cursed"), item("c"))
@@ -244,3 +244,11 @@ async def test_settling_an_older_version_keeps_the_mark() -> None:
     rig = await Rig(histories=histories).provision()
     await rig.feed(event(1), event(2))
     assert await histories.settle([Refreshed("u", 1, 5)]) == [False]
+
+
+async def test_the_catalogue_says_which_item_a_text_is_of() -> None:
+    rig = await Rig(models=MemoryModels(warm=frozenset({"warm"}))).provision()
+    await rig.catalogue(item("warm", "tea"), item("cold", "tea"))
+    await rig.feed(event(1, "warm"), event(2, "cold"))
+    warm, cold = (await MemoryModels().encode(["warm", "tea"])).codes
+    assert [record.codes for record in (await rig.history()).records] == [warm.tobytes(), cold.tobytes()]
