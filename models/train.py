@@ -31,6 +31,7 @@ from models.contract import DIM
 from models.dataset import Behaviour, Ints
 from models.item_tower import ItemTower, ItemTowerConfig
 from models.loss import InfoNCE, interest_loss, near_duplicates, nearest_query
+from models.text_encoder import TextEncoder
 from models.tiny import llama, llama_config, train_tokenizer
 from models.user_tower import UserTower, UserTowerConfig
 
@@ -86,8 +87,10 @@ def main(argv: list[str] | None = None) -> None:
 def train_item_tower(data: Behaviour, users: Ints, steps: int, rng: np.random.Generator, batch: int = 192) -> ItemTower:
     """Step 1, on pairs of neighbouring events of `users`; a text is no negative of itself."""
     tokenizer = train_tokenizer(data.texts)
-    tower = ItemTower(llama(len(tokenizer), hidden=64, layers=2), tokenizer, ItemTowerConfig())
-    ids, mask = tower.tokenize(data.texts)
+    texts = TextEncoder(llama(len(tokenizer), hidden=64, layers=2), tokenizer)
+    tower = ItemTower(texts, ItemTowerConfig())
+    ids, mask = texts.tokenize(data.texts)
+    cold = torch.full((2 * batch,), -1)
     lefts, rights = pairs(data, users)
     loss = InfoNCE()
     for update in updates("item tower", [tower, loss], steps):
@@ -95,7 +98,7 @@ def train_item_tower(data: Behaviour, users: Ints, steps: int, rng: np.random.Ge
         left, right = torch.from_numpy(lefts[rows]), torch.from_numpy(rights[rows])
         both = torch.cat([left, right])
         width = int(mask[both].sum(dim=1).max())
-        a, b = tower.encode(ids[both, :width], mask[both, :width]).chunk(2)
+        a, b = tower.vectors(texts.encode(ids[both, :width], mask[both, :width]), cold).chunk(2)
         update(loss(a[:, None], b, b, right[:, None] == right).mean())
     return tower.eval()
 
@@ -106,7 +109,7 @@ def pairs(data: Behaviour, users: Ints) -> tuple[Ints, Ints]:
     found = []
     for apart in range(1, NEIGHBOURS + 1):
         near = (owner[apart:] == owner[:-apart]) & (data.scenario[apart:] == data.scenario[:-apart])
-        near &= np.isin(owner[apart:], users) & data.wanted[apart:] & data.wanted[:-apart]
+        near &= np.isin(owner[apart:], users) & data.liked[apart:] & data.liked[:-apart]
         near &= data.text[apart:] != data.text[:-apart]
         found.append(np.stack([data.text[:-apart][near], data.text[apart:][near]]))
     lefts, rights = np.concatenate(found, axis=1)

@@ -56,7 +56,7 @@ def test_trains_and_fills_a_model_repository(folder: Path, empty_repository: Pat
 
 
 def test_mistakes_are_one_sentence(folder: Path, empty_repository: Path, tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match=r"there is no .*items.parquet"):
+    with pytest.raises(SystemExit, match=r"has no events\.parquet"):
         train.main(["--data", str(tmp_path), "--out", str(empty_repository)])
     with pytest.raises(SystemExit, match="is no model repository of ours: item_encoder/config"):
         train.main(["--data", str(folder), "--out", str(folder)])
