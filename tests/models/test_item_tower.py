@@ -1,79 +1,134 @@
-"""The item tower over small encoders and decoders made on the spot."""
+"""The item tower: texts and ids to unit vectors, in every view."""
 
 from pathlib import Path
 
+import hypothesis.strategies as st
 import pytest
 import torch
-from transformers import BertConfig, BertModel, GPT2Config, GPT2Model, Qwen2Config, Qwen2Model, T5Config, T5Model
+from hypothesis import given, settings
 
+from models.errors import BadInput
+from models.item_index import ItemIndex
 from models.item_tower import ItemTower, ItemTowerConfig
+from models.item_vectors import ItemVectors, View
+from models.text_encoder import TextEncoder
 from models.tiny import llama, train_tokenizer
 
 TEXTS = ["trail running shoes", "espresso machine", "", "日本語 \U0001f600 ß \x00", "running " * 500]
+IDS = ["shoes", "", "nothing", "japan", "running"]
+WARM = ItemIndex(["running", "shoes", "nothing"])
+VIEWS = {
+    "text": (View("text", 8),),
+    "id": (View("id", 8),),
+    "both": (View("both", 8),),
+    "id | text": (View("id", 6, share=2), View("text", 8)),
+}
 
 
-def _language_model(kind: str, vocabulary: int):
-    small = {"vocab_size": vocabulary, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    if kind == "bert":
-        return BertModel(BertConfig(**small, intermediate_size=32, pad_token_id=0))
-    if kind == "qwen2":
-        return Qwen2Model(Qwen2Config(**small, intermediate_size=32, num_key_value_heads=1))
-    if kind == "gpt2":
-        return GPT2Model(GPT2Config(vocab_size=vocabulary, n_embd=16, n_layer=2, n_head=2))
-    return llama(vocabulary, 16, 2, heads=2)
-
-
-@pytest.fixture(scope="module", params=["bert", "llama", "qwen2", "gpt2"])
-def tower(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ItemTower:
-    """A tower over a model and tokenizer that lie in a folder, as any downloaded one does."""
-    folder = tmp_path_factory.mktemp(request.param)
+def tower_of(views: tuple[View, ...], images: torch.Tensor | None = None) -> ItemTower:
+    torch.manual_seed(0)
     tokenizer = train_tokenizer(TEXTS, vocabulary=300)
-    _language_model(request.param, len(tokenizer)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return ItemTower.over(folder, ItemTowerConfig(dim=8, max_tokens=40)).eval()
+    texts = TextEncoder(llama(len(tokenizer), 16, 2, heads=2), tokenizer, max_tokens=40)
+    return ItemTower(texts, ItemTowerConfig(views), WARM, images).eval()
+
+
+@pytest.fixture(scope="module", params=VIEWS)
+def tower(request: pytest.FixtureRequest) -> ItemTower:
+    return tower_of(VIEWS[request.param], torch.eye(3) if request.param == "both" else None)
 
 
 @torch.inference_mode()
-def test_any_text_gives_a_unit_vector_whatever_its_neighbours(tower: ItemTower) -> None:
-    together = tower(TEXTS)
-    assert together.shape == (len(TEXTS), 8)
+def test_any_text_and_id_give_a_unit_vector_whatever_their_neighbours_are(tower: ItemTower) -> None:
+    together = tower(TEXTS, IDS)
+    assert together.shape == (len(TEXTS), tower.config.dim)
     torch.testing.assert_close(together.norm(dim=-1), torch.ones(len(TEXTS)))
-    torch.testing.assert_close(together, torch.cat([tower([text]) for text in TEXTS]), atol=1e-5, rtol=0)
-
-
-@torch.inference_mode()
-def test_different_texts_differ_and_no_text_is_no_row(tower: ItemTower) -> None:
-    first, second = tower(TEXTS[:2])
-    assert (first - second).abs().max() > 1e-4
-    assert tower([]).shape == (0, 8)
+    alone = [tower([text], [name]) for text, name in zip(TEXTS, IDS, strict=True)]
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=0)
+    assert tower([]).shape == (0, tower.config.dim)
+    torch.testing.assert_close(tower(TEXTS), tower(TEXTS, ["cold"] * len(TEXTS)), msg="no id is an unknown id")
 
 
 @torch.inference_mode()
 def test_a_saved_tower_answers_the_same(tower: ItemTower, tmp_path: Path) -> None:
     tower.save(tmp_path)
-    torch.testing.assert_close(ItemTower.load(tmp_path)(TEXTS), tower(TEXTS))
+    loaded = ItemTower.load(tmp_path)
+    assert loaded.config == tower.config
+    torch.testing.assert_close(loaded(TEXTS, IDS), tower(TEXTS, IDS))
 
 
-def test_the_learnable_token_and_the_head_are_trained(tower: ItemTower) -> None:
-    tower(TEXTS)[:, 0].sum().backward()
-    assert tower.head.project.weight.grad.abs().sum() > 0
-    if tower.decoder:
-        assert tower.token.grad.abs().sum() > 0
+@torch.inference_mode()
+def test_served_is_trained_the_second_stage_over_cached_features_is_the_tower(tower: ItemTower) -> None:
+    rows = tower.rows(IDS)
+    assert rows.tolist() == [1, -1, 2, -1, 0]
+    features = tower.features(TEXTS, rows)
+    torch.testing.assert_close(tower.vectors(features, rows), tower(TEXTS, IDS))
 
 
-def test_decoders_read_the_token_and_encoders_the_mean() -> None:
-    tokenizer = train_tokenizer(TEXTS, vocabulary=300)
-    kinds = {kind: ItemTower(_language_model(kind, 300), tokenizer, ItemTowerConfig()) for kind in ("bert", "llama")}
-    assert {kind: tower.decoder for kind, tower in kinds.items()} == {"bert": False, "llama": True}
+@torch.inference_mode()
+def test_a_warm_item_has_a_residual_of_its_own_and_a_cold_one_is_its_text() -> None:
+    tower = tower_of(VIEWS["both"])
+    part = tower.vectors.parts[0]
+    text = part.head(tower.texts(TEXTS[:2]))
+    torch.testing.assert_close(tower(TEXTS[:2]), text)
+    own = torch.nn.functional.normalize(text[:1] + part.table.weight[2], dim=-1)  # "shoes" is row 1, behind the padding
+    torch.testing.assert_close(tower(TEXTS[:1], ["shoes"]), own)
 
 
-def test_an_encoder_decoder_is_refused() -> None:
-    t5 = T5Model(T5Config(vocab_size=300, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2))
-    with pytest.raises(ValueError, match="has an encoder and a decoder"):
-        ItemTower(t5, train_tokenizer(TEXTS, vocabulary=300), ItemTowerConfig())
+@torch.inference_mode()
+def test_the_dot_product_of_two_views_is_the_mean_of_their_cosines_by_share() -> None:
+    tower = tower_of(VIEWS["id | text"])
+    texts = [TEXTS[0], TEXTS[4]]
+    rows = tower.rows(["shoes", "running"])
+    whole = tower.vectors(tower.features(texts, rows), rows)
+    ids, heads = (part(tower.texts(texts), rows) / part.length for part in tower.vectors.parts)
+    torch.testing.assert_close(whole[0] @ whole[1], (2 * ids[0] @ ids[1] + heads[0] @ heads[1]) / 3)
 
 
-def test_the_tokenizer_keeps_every_byte() -> None:
-    tokenizer = train_tokenizer(TEXTS, vocabulary=300)
-    text = "zürich \U0001f600 £5"
-    assert tokenizer.decode(tokenizer(text)["input_ids"]).strip() == text
+@torch.inference_mode()
+def test_a_view_that_knows_nothing_leaves_the_vector_to_the_others() -> None:
+    tower = tower_of(VIEWS["id | text"])
+    cold, blank, nothing = tower(["espresso machine", " ", ""], ["new", "shoes", ""])
+    assert cold[:6].abs().max() == 0
+    assert blank[6:].abs().max() == 0
+    torch.testing.assert_close(nothing, torch.nn.functional.normalize(tower.vectors.unknown, dim=0))
+
+
+@torch.inference_mode()
+def test_images_belong_to_warm_items() -> None:
+    first, second = tower_of(VIEWS["text"], torch.eye(3)), tower_of(VIEWS["text"], 2 * torch.eye(3))
+    texts = ["espresso machine", ""]
+    assert (first(texts, ["shoes", "nothing"]) - second(texts, ["shoes", "nothing"])).abs().amax(dim=1).min() > 1e-4
+    torch.testing.assert_close(first(texts, ["new", ""])[0], second(texts, ["new", ""])[0])
+
+
+def test_everything_is_trained_but_what_is_hidden() -> None:
+    tower = tower_of(VIEWS["both"])
+    tower(TEXTS, IDS).square()[:, 0].sum().backward()
+    part = tower.vectors.parts[0]
+    for parameter in (part.head.project.weight, tower.texts.token, tower.texts.language_model.layers[0].mlp.up_proj):
+        grad = parameter.grad if isinstance(parameter, torch.nn.Parameter) else parameter.weight.grad
+        assert grad.abs().sum() > 0
+    assert (part.table.weight.grad.abs().sum(dim=1) > 0).tolist() == [False, True, True, True]
+
+
+@given(seed=st.integers(0, 2**32), hidden=st.sets(st.integers(0, 4)))
+@settings(max_examples=25, deadline=None)
+def test_parts_trained_apart_are_joined_side_by_side(seed: int, hidden: set[int]) -> None:
+    torch.manual_seed(seed)
+    ids = ItemVectors((View("id", 4),), features=3, items=5).eval()
+    text = ItemVectors((View("text", 6, share=3),), features=3, items=5).eval()
+    features = torch.randn(5, 3)
+    rows = torch.tensor([-1 if row in hidden else row for row in range(5)])
+    whole = ItemVectors.joined([ids, text])(features, rows)
+    torch.testing.assert_close(whole.norm(dim=-1), torch.ones(5))
+    for row in range(5):
+        weight = 0 if row in hidden else 0.5
+        torch.testing.assert_close(whole[row, :4], ids(features, rows)[row] * weight)
+        torch.testing.assert_close(whole[row, 4:], text(features, rows)[row] * (1 - weight**2) ** 0.5)
+
+
+def test_a_view_of_text_needs_something_to_read() -> None:
+    with pytest.raises(BadInput, match="take views of ids alone"):
+        ItemTower(None, ItemTowerConfig(), WARM)
+    assert ItemTower(None, ItemTowerConfig(VIEWS["id"]), WARM).texts is None
+    assert ItemTower(None, ItemTowerConfig(VIEWS["both"]), WARM, torch.eye(3))(["", ""], ["shoes", "x"]).shape == (2, 8)

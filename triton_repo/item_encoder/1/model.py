@@ -25,23 +25,28 @@ class TritonPythonModel:
         )
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        return [_response(answer) for answer in answer_together(requests, _texts, self._encode)]
+        return [_response(answer) for answer in answer_together(requests, _rows, self._encode)]
 
     @torch.inference_mode()
-    def _encode(self, texts: list[str]) -> Columns:
-        vectors = self.tower(texts)
+    def _encode(self, rows: list[tuple[str, str]]) -> Columns:
+        vectors = self.tower(*zip(*rows, strict=True))
         codes = self.codebook.encode(vectors)
         fidelity = (vectors * self.codebook.decode(codes)).sum(dim=-1, keepdim=True)
         columns = {"EMBEDDING": vectors, "CODES": codes, "FIDELITY": fidelity}
         return {name: column.cpu().numpy() for name, column in columns.items()}
 
 
-def _texts(request: Any) -> list[str]:
-    column = pb_utils.get_input_tensor_by_name(request, "TEXT").as_numpy()
+def _rows(request: Any) -> list[tuple[str, str]]:
+    """A text and an item id (empty: of no item) per row."""
+    return list(zip(_strings(request, "TEXT"), _strings(request, "ITEM_ID"), strict=True))
+
+
+def _strings(request: Any, name: str) -> list[str]:
+    column = pb_utils.get_input_tensor_by_name(request, name).as_numpy()
     try:
         return [text.decode() for text in column[:, 0]]
     except UnicodeDecodeError as error:
-        raise BadRequestError(f"TEXT: is not valid UTF-8 ({error.reason} at byte {error.start})") from None
+        raise BadRequestError(f"{name}: is not valid UTF-8 ({error.reason} at byte {error.start})") from None
 
 
 def _response(answer: Columns | BadRequestError) -> Any:
