@@ -1,6 +1,7 @@
 """Parquet tables, read a batch at a time and checked as they are read; what is wrong is `BadInput`, naming the row."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from models.errors import BadInput
 
 BATCH_ROWS = 65_536
 STRING, TIME, VECTOR = "string", "int64 (milliseconds) or timestamp", "list of float"  # what a column may be
+INTEGER, STRUCTS = "integer", "list of struct"
 EARLIEST_MS, LATEST_MS = 631_152_000_000, 4_102_444_800_000  # 1990 and 2100: what lies outside is in another unit
 
 
@@ -104,22 +106,36 @@ class Batch:
         return texts
 
 
-def batches(path: Path, kinds: Mapping[str, str], required: tuple[str, ...], full: tuple[str, ...]) -> Iterator[Batch]:
-    """The rows of the Parquet file `path`, at most BATCH_ROWS in memory at a time.
+def batches(
+    path: Path, kinds: Mapping[str, str], required: tuple[str, ...], full: tuple[str, ...], size: int | None = None
+) -> Iterator[Batch]:
+    """The rows of the Parquet file `path`, at most `size` (BATCH_ROWS) in memory at a time.
 
     Only columns named in `kinds` are read, and each must be of its kind. The `required` ones must be there; those that
     are `full` hold no null and no empty string.
     """
+    with _opened(path) as file:
+        _check(path, file.schema_arrow, kinds, required)
+        start = 0
+        present = [name for name in kinds if name in file.schema_arrow.names]
+        for rows in file.iter_batches(size or BATCH_ROWS, columns=present):
+            batch = Batch(path, start, rows)
+            _check_full(batch, kinds, full)
+            yield batch
+            start += len(batch)
+
+
+def schema(path: Path) -> pa.Schema:
+    """The columns of the Parquet file `path`."""
+    with _opened(path) as file:
+        return file.schema_arrow
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[parquet.ParquetFile]:
     try:
         with parquet.ParquetFile(path) as file:
-            _check(path, file.schema_arrow, kinds, required)
-            start = 0
-            present = [name for name in kinds if name in file.schema_arrow.names]
-            for rows in file.iter_batches(BATCH_ROWS, columns=present):
-                batch = Batch(path, start, rows)
-                _check_full(batch, kinds, full)
-                yield batch
-                start += len(batch)
+            yield file
     except OSError as error:
         raise BadInput(f"cannot read {path}: {error.strerror or error}") from None
     except pa.ArrowException as error:
@@ -140,9 +156,13 @@ def _is(found: pa.DataType, kind: str) -> bool:
         return True
     if kind == TIME:
         return bool(types.is_integer(found) or types.is_timestamp(found))
-    if kind == VECTOR:
-        lists = types.is_list(found) or types.is_large_list(found) or types.is_fixed_size_list(found)
-        return bool(lists and types.is_floating(found.value_type))
+    if kind == INTEGER:
+        return bool(types.is_integer(found))
+    if kind in (VECTOR, STRUCTS):
+        if not (types.is_list(found) or types.is_large_list(found) or types.is_fixed_size_list(found)):
+            return False
+        inner = found.value_type
+        return bool(types.is_floating(inner) if kind == VECTOR else types.is_struct(inner) or types.is_null(inner))
     found = found.value_type if types.is_dictionary(found) else found
     return bool(types.is_string(found) or types.is_large_string(found))
 

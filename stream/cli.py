@@ -1,4 +1,4 @@
-"""`facetstream`: each command is a module of `stream.commands`, imported only when it is called for.
+"""`facetstream`: each command is a module, imported only when it is called for.
 
 Exit codes: 0 done, 1 failed or found something bad, 2 a user's mistake, 130 interrupted. An error is one sentence on
 stderr; `facetstream --debug COMMAND` shows the stack trace.
@@ -12,17 +12,18 @@ import click
 
 from stream.errors import Permanent, Transient, UserError
 
-COMMANDS = {
-    "demo": "Run everything embedded and watch a recommendation change.",
-    "worker": "Consume events and keep profiles fresh.",
-    "provision": "Create topics and collections, load the codebook.",
-    "produce": "Replay files of events and items into Kafka.",
-    "inspect": "Show what is known of a user.",
-    "recommend": "Show what a user would be recommended.",
-    "synthesize": "Write a synthetic population to files.",
-    "validate": "Check a file of events or items.",
-    "schema": "Print the JSON Schemas of events and items.",
-    "config": "Print the settings in force.",
+COMMANDS = {  # name: its module, by name because stream imports nothing of models, and its line of help
+    "demo": ("stream.commands.demo", "Run everything embedded and watch a recommendation change."),
+    "worker": ("stream.commands.worker", "Consume events and keep profiles fresh."),
+    "provision": ("stream.commands.provision", "Create topics and collections, load the codebook."),
+    "produce": ("stream.commands.produce", "Replay files of events and items into Kafka."),
+    "inspect": ("stream.commands.inspect", "Show what is known of a user."),
+    "recommend": ("stream.commands.recommend", "Show what a user would be recommended."),
+    "synthesize": ("stream.commands.synthesize", "Write a synthetic population to files."),
+    "import": ("models.commands.import_", "Convert raw files of public datasets for training."),
+    "validate": ("stream.commands.validate", "Check a file of events or items."),
+    "schema": ("stream.commands.schema", "Print the JSON Schemas of events and items."),
+    "config": ("stream.commands.config", "Print the settings in force."),
 }
 
 
@@ -33,12 +34,12 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:  # noqa: ARG002
         if name not in COMMANDS:
             return None
-        command: click.Command = import_module(f"stream.commands.{name}").command
+        command: click.Command = import_module(COMMANDS[name][0]).command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

