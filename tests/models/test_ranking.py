@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
-from qdrant_client.http.models import ScoredPoint
+from qdrant_client import QdrantClient, models
 from qdrant_client.hybrid.fusion import reciprocal_rank_fusion
 from torch import Tensor
 
@@ -50,7 +50,7 @@ def nearest(interest: Tensor, items: Tensor, banned: set[int], limit: int) -> li
 
 
 def fused(lists: list[list[Hit]], limit: int) -> list[str]:
-    points = [[ScoredPoint(id=int(hit.item_id), version=0, score=hit.score) for hit in hits] for hits in lists]
+    points = [[models.ScoredPoint(id=int(hit.item_id), version=0, score=hit.score) for hit in hits] for hits in lists]
     return [str(point.id) for point in reciprocal_rank_fusion(points, limit)]
 
 
@@ -99,6 +99,22 @@ def test_every_way_is_that_of_retrieval(seed: int, interests: int, items: int) -
     assert found.rrf.tolist() == ways[1]
     assert found.quota.tolist() == ways[2]
     assert found.budget.tolist() == hits
+
+
+def test_rrf_is_one_request_to_qdrant() -> None:
+    interests, _, items, targets, seen = problem(1, items=90)
+    found = places(interests, torch.ones(6, 3), items, targets, seen, LIMITS).rrf
+    client = QdrantClient(":memory:")
+    client.create_collection("items", models.VectorParams(size=4, distance=models.Distance.DOT))
+    client.upsert("items", [models.PointStruct(id=n, vector=row) for n, row in enumerate(items.tolist())])
+    for b, target in enumerate(targets.tolist()):
+        hidden = models.Filter(must_not=[models.HasIdCondition(has_id=list(known(seen, b) - {target}))])
+        prefetch = [models.Prefetch(query=row, limit=CANDIDATES) for row in interests[b].tolist()]
+        fusion = models.FusionQuery(fusion=models.Fusion.RRF)
+        for n, limit in enumerate(LIMITS):
+            answer = client.query_points("items", prefetch=prefetch, query=fusion, query_filter=hidden, limit=limit)
+            assert found[b, n] == place(target, [str(point.id) for point in answer.points])
+    client.close()
 
 
 @given(
