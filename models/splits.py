@@ -58,7 +58,7 @@ def by_time(data: Behaviour, valid_share: float = 0.1, test_share: float = 0.1) 
     cuts = [ordered[int(len(ordered) * share)] for share in (1 - valid_share - test_share, 1 - test_share)]
     part = np.searchsorted(cuts, data.time, side="right")  # 0, 1, 2
     before = np.concatenate([[0], (part == 0).cumsum()])
-    ask = data.wanted
+    ask = data.wanted.copy()
     ask[data.first[:-1]] = False
     valid, test = (np.flatnonzero(ask & (part == number)) for number in (1, 2))
     if not (part == 0).any() or not len(valid) or not len(test):

@@ -10,11 +10,12 @@ import pyarrow.parquet as parquet
 import pytest
 from hypothesis import given, settings
 
-from models import dataset, tables
+from models import dataset, splits, tables
 from models.contract import ACTIONS, SCENARIOS
 from models.dataset import Behaviour
 from models.errors import BadInput
 from stream.commands.synthesize import command as synthesize
+from tests.conftest import ROOT
 
 NOON = 1_700_000_000_000
 EVENT = {"user_id": "u", "item_id": "i", "ts": NOON, "scenario": "feed", "action": "click"}
@@ -142,6 +143,21 @@ def test_what_synthesize_writes_is_a_dataset(tmp_path: Path) -> None:
     assert len(data.texts) > 80
     assert all(data.texts)
     assert (np.diff(data.time)[np.diff(data.owner(np.arange(300))) == 0] >= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "users", "items", "events", "without_text"),
+    [("amazon-beauty", 22_363, 12_101, 198_502, 7), ("amazon-food-kitchen", 16_579, 58_888, 202_402, 58_888)],
+)
+def test_real_data_is_kept_whole(name: str, users: int, items: int, events: int, without_text: int) -> None:
+    folder = ROOT.parent / "shared" / "data" / name
+    if not folder.exists():
+        pytest.skip(f"{folder} is absent")
+    data = dataset.read(folder)
+    summary = data.summary()
+    assert (summary.users, summary.items, summary.events, summary.without_text) == (users, items, events, without_text)
+    leave_one_out = splits.leave_one_out(data)
+    assert len(leave_one_out.test) + leave_one_out.unasked == users
 
 
 def times(*values: Any, **more: Any) -> dict[str, Any]:
