@@ -187,30 +187,22 @@ def _fused(lists: _Lists, chunk: _Scored) -> Tensor:
 
 def _shared(lists: _Lists, chunk: _Scored, limit: int) -> Tensor:
     """The target's place [b] by quotas, 0 where it gets none: the heaviest interest takes first, an item belongs to
-    whoever takes it, free places go to the best of the rest, and what was taken is ranked by the taker's score."""
+    whoever takes it, and what was taken is ranked by the taker's score. Retrieval gives places that a short list
+    leaves free to the rest; here a list is short only when every candidate is in it, so there is no rest."""
     V = chunk.scores.shape[-1]
     seats = quotas(chunk.weights, limit)
     taken = torch.zeros(len(seats), V + 1, dtype=torch.bool, device=seats.device)
     score = lists.scores.new_full(taken.shape, -torch.inf)
-    rest = score.clone()
     row = torch.arange(len(seats), device=seats.device)
     for k in _order(-chunk.weights).T:
-        ids, values = lists.ids[row, k], lists.scores[row, k]
-        rest.scatter_reduce_(1, ids, values, "amax")
-        fresh = ~taken.gather(1, ids) & (ids < V)
+        ids = lists.ids[row, k]
+        fresh = ~taken.gather(1, ids)
         takes = ids.masked_fill(~(fresh & (fresh.cumsum(dim=1) <= seats[row, k, None])), V)
-        score.scatter_(1, takes, values)
+        score.scatter_(1, takes, lists.scores[row, k])
         taken.scatter_(1, takes, True)
         taken[:, V] = False
-    rest = rest.masked_fill(taken, -torch.inf)
-    rest[:, V] = -torch.inf
-    mine = taken.gather(1, chunk.targets)
-    own = torch.where(mine, score.gather(1, chunk.targets), rest.gather(1, chunk.targets))
-    before = (taken & ~(score < own)).count_nonzero(dim=1)
-    between = ((rest != -torch.inf) & ~(rest < own)).count_nonzero(dim=1)
-    free = limit - taken.count_nonzero(dim=1)
-    given = mine[:, 0] | (own[:, 0] > -torch.inf) & (between <= free)
-    return (before + between.minimum(free)).where(given, 0)
+    ahead = (taken & ~(score < score.gather(1, chunk.targets))).count_nonzero(dim=1)
+    return ahead.where(taken.gather(1, chunk.targets)[:, 0], 0)
 
 
 def _order(keys: Tensor) -> Tensor:

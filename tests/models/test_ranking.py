@@ -220,11 +220,13 @@ def test_a_score_that_is_no_number_counts_against_the_target() -> None:
 
 
 def test_an_absent_interest_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    interests, _, items, targets, seen = problem(3, interests=2)
+    interests, _, items, _, seen = problem(3, interests=2)
+    targets = top(interests[:, :1], torch.ones(6, 1), items, seen, 6).diagonal()  # first, second, … of each
     alone = places(interests[:, :1], torch.ones(6, 1), items, targets, seen, LIMITS)
     monkeypatch.setattr(ranking, "CHUNK_SCORES", 2 * len(items) * 2)  # two questions at once
-    beside = places(interests, torch.tensor([[1.0, 0.0]]).expand(6, 2), items, targets, seen, LIMITS)
-    assert all(a.equal(b) for a, b in zip(alone, beside, strict=True))
+    for absent in (0.0, -1.0, float("nan")):
+        beside = places(interests, torch.tensor([[1.0, absent]]).expand(6, 2), items, targets, seen, LIMITS)
+        assert all(a.equal(b) for a, b in zip(alone, beside, strict=True))
 
 
 def test_the_best_items() -> None:
