@@ -4,6 +4,7 @@
 2. encode the texts
 3. upsert into Qdrant's `items`
 4. store the codes; then fill the histories that wait for them and mark their users dirty (the order matters)
+   (3 and 4 are the `Shelf`'s: a bulk load puts items there too)
 5. dead letters written
 
 The batch is acknowledged by the caller, after `handle` has returned.
@@ -30,6 +31,45 @@ Parsed = tuple[Record, Item]
 logger = logging.getLogger(__name__)
 
 
+class Shelf:
+    """Where encoded items go, and from where histories that wait for them are completed. Safe to repeat."""
+
+    def __init__(self, *, items: Items, histories: Histories, vectors: Vectors) -> None:
+        self._items = items
+        self._histories = histories
+        self._vectors = vectors
+
+    async def put(self, entries: Sequence[CatalogueEntry], codes: Sequence[bytes]) -> list[Dirty]:
+        """Make items searchable and their codes known; the users who waited for them and have been marked dirty."""
+        await self._vectors.put_items(entries)
+        claimed = await self._items.claim([item_key(entry.item.item_id) for entry in entries])
+        known = {stored.index: code for stored, code in zip(claimed, codes, strict=True)}
+        await self._items.put_codes(known)
+        return await self._wake(known)
+
+    async def _wake(self, codes: Mapping[int, bytes]) -> list[Dirty]:
+        """Fill first, then mark: a refresh under way, that has read the history before, finds that its version has
+        moved and leaves the mark."""
+        waiting = await self._items.waiting(list(codes))
+        fills: dict[str, dict[int, bytes]] = defaultdict(dict)
+        for index, user in waiting:
+            fills[user][index] = codes[index]
+        await self._fill(fills)
+        now_ms = int(time.time() * 1000)
+        marks = [Dirty(user, now_ms) for user in fills]
+        if marks:
+            await self._histories.mark(marks)
+            await self._items.release(waiting)
+        return marks
+
+    async def _fill(self, fills: Mapping[str, Mapping[int, bytes]]) -> None:
+        """A history that cannot be filled is its own refresh's trouble, not the catalogue's."""
+        try:
+            await self._histories.fill(fills)
+        except Permanent as error:
+            logger.error("%d histories that wait for items: %s", len(fills), error)
+
+
 class Catalog:
     """Applies batches of the topic `items`."""
 
@@ -46,11 +86,9 @@ class Catalog:
         stats: Stats,
         max_bytes: int,
     ) -> None:
-        self._items = items
+        self._shelf = Shelf(items=items, histories=histories, vectors=vectors)
         self._cache = cache
-        self._histories = histories
         self._models = models
-        self._vectors = vectors
         self._log = log
         self._queue = queue
         self._stats = stats
@@ -92,36 +130,10 @@ class Catalog:
 
     async def _store(self, items: Sequence[Item]) -> None:
         encoded = await self._models.encode([item.content for item in items], [item.item_id for item in items])
-        await self._vectors.put_items(_entries(items, encoded))
-        names = [item_key(item.item_id) for item in items]
-        claimed = await self._items.claim(names)
-        codes = {stored.index: row.tobytes() for stored, row in zip(claimed, encoded.codes, strict=True)}
-        await self._items.put_codes(codes)
-        self._cache.forget(names)
-        await self._wake(codes)
+        marks = await self._shelf.put(_entries(items, encoded), [row.tobytes() for row in encoded.codes])
+        self._cache.forget([item_key(item.item_id) for item in items])
+        self._queue.put(marks)
         self._stats.add("items_applied", len(items))
-
-    async def _wake(self, codes: Mapping[int, bytes]) -> None:
-        """Fill first, then mark: a refresh under way, that has read the history before, finds that its version has
-        moved and leaves the mark."""
-        waiting = await self._items.waiting(list(codes))
-        fills: dict[str, dict[int, bytes]] = defaultdict(dict)
-        for index, user in waiting:
-            fills[user][index] = codes[index]
-        await self._fill(fills)
-        now_ms = int(time.time() * 1000)
-        marks = [Dirty(user, now_ms) for user in fills]
-        if marks:
-            await self._histories.mark(marks)
-            self._queue.put(marks)
-            await self._items.release(waiting)
-
-    async def _fill(self, fills: Mapping[str, Mapping[int, bytes]]) -> None:
-        """A history that cannot be filled is its own refresh's trouble, not the catalogue's."""
-        try:
-            await self._histories.fill(fills)
-        except Permanent as error:
-            logger.error("%d histories that wait for items: %s", len(fills), error)
 
 
 def _entries(items: Sequence[Item], encoded: Encoded) -> list[CatalogueEntry]:

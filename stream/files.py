@@ -7,7 +7,8 @@ second replay counts nothing, as far back as the window of event ids remembers (
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
@@ -83,16 +84,38 @@ def read_items(path: Path) -> Iterator[ItemLine | Fault]:
             yield Fault(number, str(error))
 
 
+def read_rows(path: Path, columns: Sequence[str], size: int) -> Iterator[list[dict[str, Any]]]:
+    """The rows of a Parquet file, `size` at a time, these columns alone. `UserError` where there are none such."""
+    with _parquet(path, columns) as file:
+        for batch in file.iter_batches(size, columns=list(columns)):
+            yield batch.to_pylist()
+
+
+def rows_in(path: Path) -> int:
+    """How many rows a Parquet file has."""
+    with _parquet(path, ()) as file:
+        count: int = file.metadata.num_rows
+    return count
+
+
 def write_parquet(path: Path, columns: Columns, rows: Iterable[dict[str, Any]]) -> None:
     """Write `rows` (missing keys are nulls) aside, then put the file in its place."""
+    with table(path, columns) as write:
+        remaining = iter(rows)
+        while batch := list(islice(remaining, 16 * BATCH_ROWS)):
+            write(batch)
+
+
+@contextmanager
+def table(path: Path, columns: Columns) -> Iterator[Callable[[Sequence[dict[str, Any]]], None]]:
+    """What appends rows (missing keys are nulls) to a Parquet file written aside, which is put in its place at the
+    end, unless something went wrong."""
     parquet, arrow = _pyarrow()
     schema = arrow.schema([(name, getattr(arrow, kind)()) for name, kind in columns.items()])
     aside = path.with_name(path.name + ".part")
     try:
         with parquet.ParquetWriter(aside, schema) as writer:
-            remaining = iter(rows)
-            while batch := list(islice(remaining, 16 * BATCH_ROWS)):
-                writer.write_table(arrow.Table.from_pylist(batch, schema=schema))
+            yield lambda rows: writer.write_table(arrow.Table.from_pylist(rows, schema=schema))
         aside.replace(path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from None
@@ -138,20 +161,28 @@ def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
 
 
 def _rows(path: Path, columns: tuple[str, ...], required: tuple[str, ...]) -> Iterator[tuple[int, bytes]]:
+    with _parquet(path, required) as file:
+        present = file.schema_arrow.names
+        named = "event_id" in present or "item_id" in required
+        batches = file.iter_batches(BATCH_ROWS, columns=[name for name in columns if name in present])
+        rows = (row for batch in batches for row in batch.to_pylist())
+        for number, row in enumerate(rows, start=1):
+            record = {name: value for name, value in row.items() if value is not None}
+            yield number, _json(record if named else record | {"event_id": _event_id(number, record)})
+
+
+@contextmanager
+def _parquet(path: Path, required: Sequence[str]) -> Iterator[Any]:
     parquet, arrow = _pyarrow()
     try:
         with parquet.ParquetFile(path) as file:
-            present = file.schema_arrow.names
-            if missing := [name for name in required if name not in present]:
+            if missing := [name for name in required if name not in file.schema_arrow.names]:
                 raise UserError(f"{path} has no column {', '.join(missing)}")
-            named = "event_id" in present or "item_id" in required
-            batches = file.iter_batches(BATCH_ROWS, columns=[name for name in columns if name in present])
-            rows = (row for batch in batches for row in batch.to_pylist())
-            for number, row in enumerate(rows, start=1):
-                record = {name: value for name, value in row.items() if value is not None}
-                yield number, _json(record if named else record | {"event_id": _event_id(number, record)})
+            yield file
     except arrow.ArrowException as error:
         raise UserError(f"cannot read {path} as Parquet: {error}") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
 
 
 def _json(record: dict[str, Any]) -> bytes:

@@ -3,7 +3,7 @@
 Every method raises `Transient` when the service cannot serve now and `Permanent` when asking again is pointless.
 """
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream.events import Item
+from stream.ledger import Batch
 
 Floats = NDArray[np.float32]
 
@@ -114,6 +115,15 @@ class Log(Protocol):
 
     async def dead_letter(self, letters: Sequence[DeadLetter]) -> None: ...
     async def announce(self, updates: Sequence[Update]) -> None: ...
+
+
+class Reader(Protocol):
+    """The log read back: what some topics hold at one moment."""
+
+    total: int  # records, or a little more
+
+    def batches(self) -> AsyncIterator[Batch]:
+        """Every record once, those of a partition in order."""
 
 
 class Models(Protocol):

@@ -1,6 +1,6 @@
 """The composition root: the one place that knows which adapter stands behind which port."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -9,6 +9,7 @@ from redis.asyncio import Redis
 from stream.adapters import qdrant, redis
 from stream.adapters.kafka import KafkaLog
 from stream.adapters.kafka import Producer as Producer
+from stream.adapters.kafka_reader import KafkaReader
 from stream.adapters.qdrant import QdrantVectors
 from stream.adapters.redis import RedisCounters, RedisHistories, RedisItems, RedisRegistry
 from stream.adapters.triton import TritonModels
@@ -55,6 +56,13 @@ async def connect(settings: Settings, addresses: Addresses) -> AsyncIterator[Ser
 def producer(bootstrap: str, settings: Settings) -> Producer:
     """To be entered with `async with`."""
     return Producer(bootstrap, settings)
+
+
+def reader(
+    bootstrap: str, settings: Settings, topics: Sequence[str], since_ms: int | None = None, until_ms: int | None = None
+) -> KafkaReader:
+    """To be entered with `async with`."""
+    return KafkaReader(bootstrap, settings, topics, since_ms, until_ms)
 
 
 def log(producer: Producer) -> KafkaLog:

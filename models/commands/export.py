@@ -3,15 +3,14 @@
 from pathlib import Path
 
 import click
-from transformers.utils import logging
 
+from models.commands import Command
 from models.contract import ITEM_ENCODER, USER_INTERESTS
-from models.repository import export
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
 
-@click.command("export")
+@click.command("export", cls=Command)
 @click.option("--checkpoint", type=FOLDER, required=True, help="What facetstream train has written.")
 @click.option("--repository", type=FOLDER, default="triton_repo", show_default=True, help="Of Triton.")
 @click.option("--version", type=click.IntRange(1), required=True, help="Newer than all that are there.")
@@ -22,6 +21,10 @@ def command(checkpoint: Path, repository: Path, version: int, breaking: bool) ->
     It is tried out first, and nothing is changed when it does not fit. A version is never overwritten. Triton serves
     it once it is told to load it; the version before answers until then.
     """
+    from transformers.utils import logging
+
+    from models.repository import export
+
     logging.disable_progress_bar()
     export(checkpoint, repository, version, breaking)
     click.echo(f"version {version} of {ITEM_ENCODER} and {USER_INTERESTS} is in {repository}; to serve it:")

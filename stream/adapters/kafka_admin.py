@@ -22,10 +22,15 @@ VISIBLE_LOOKS = 100  # until every broker has heard of a new topic
 
 async def missing_topics(bootstrap: str, settings: Settings) -> list[str]:
     """The topics that `provision_topics` would create."""
+    present = await partitions(bootstrap, settings)
+    return [topic for topic in ALL if topic not in present]
+
+
+async def partitions(bootstrap: str, settings: Settings) -> dict[str, int]:
+    """How many partitions each topic has."""
     with translated(bootstrap):
         async with _admin(bootstrap, settings) as admin:
-            present = await _partitions(admin)
-    return [topic for topic in ALL if topic not in present]
+            return await _partitions(admin)
 
 
 async def provision_topics(bootstrap: str, settings: Settings) -> list[str]:

@@ -1,6 +1,6 @@
 """In-memory twins of `Models`, `Vectors` and `Log`, for tests and for trying things out: no server, no network."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
@@ -11,6 +11,7 @@ from qdrant_client import AsyncQdrantClient
 
 from models.contract import DIM, SCENARIOS
 from stream.adapters.qdrant import QdrantVectors
+from stream.ledger import Batch
 from stream.points import ITEMS, USERS
 from stream.ports import DeadLetter, Encoded, Floats, HistoryTensors, Interests, ModelCard, Update
 
@@ -86,6 +87,18 @@ class MemoryLog:
 
     async def announce(self, updates: Sequence[Update]) -> None:
         self.updates += updates
+
+
+class MemoryReader:
+    """What it was given."""
+
+    def __init__(self, batches: Sequence[Batch]) -> None:
+        self._batches = batches
+        self.total = sum(len(batch.records) for batch in batches)
+
+    async def batches(self) -> AsyncIterator[Batch]:
+        for batch in self._batches:
+            yield batch
 
 
 @lru_cache(maxsize=100_000)

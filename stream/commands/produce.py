@@ -42,7 +42,7 @@ async def _produce(
     if missing := set(await missing_topics(bootstrap, settings)) & {*EVENT_TOPICS.values(), ITEMS}:
         raise UserError(f"Kafka at {bootstrap} has no topic {sorted(missing)[0]}: run facetstream provision first")
     start, good, bad = time.monotonic(), 0, 0
-    with _progress() as progress:
+    with bars() as progress:
         reading = progress.add_task("reading events", total=None)
         with EventFile(event_path) as events:
             progress.remove_task(reading)
@@ -63,7 +63,8 @@ def _report(bad: int, arguments: str) -> None:
         click.echo(f"{bad:,} bad lines left out: see facetstream validate {arguments}", err=True)
 
 
-def _progress() -> Progress:
+def bars() -> Progress:
+    """Bars on stderr."""
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),

@@ -21,6 +21,7 @@ from models.contract import ITEM_ENCODER, USER_INTERESTS
 from models.errors import BadInput
 from models.repository import export, stated_parameters, versions
 from models.user_tower import UserTower
+from stream import cli
 from stream.adapters.triton import TritonModels
 from stream.embedded import triton as embedded
 from stream.errors import Transient
@@ -230,3 +231,15 @@ async def test_triton_serves_the_new_version_once_it_is_loaded(own_triton: str, 
         with pytest.raises(Transient, match="user_interests 3 is of codebook 2, what is stored of 1"):
             await models.interests(asked)
     await models.close()
+
+
+def test_the_command(repo: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["export", "--checkpoint", str(checkpoint), "--repository", str(repo), "--version", "2"]
+    assert cli.run(arguments) == 0
+    out, err = capsys.readouterr()
+    assert "/v2/repository/models/user_interests/load" in out
+    assert err == ""
+    assert cli.run(arguments) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert "export as --version 3" in err
