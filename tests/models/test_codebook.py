@@ -6,8 +6,10 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 
+from models import codebook
 from models.bits import pack, packed_bytes, unpack
 from models.codebook import FILE, CodebookConfig, ResidualCodebook
+from models.errors import BadInput
 from models.kmeans import balanced_assign, balanced_kmeans
 
 VECTORS = st.builds(
@@ -121,8 +123,81 @@ def test_same_seed_same_codebook_and_saved_one_is_the_same(book: ResidualCodeboo
     assert [path.name for path in tmp_path.iterdir()] == [FILE]
 
 
-def test_too_few_vectors_or_an_odd_size_are_refused() -> None:
-    with pytest.raises(ValueError, match="cannot fill"):
+def _unit(n: int, seed: int = 5) -> torch.Tensor:
+    return F.normalize(torch.randn(n, 16, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+@given(seed=st.integers(0, 2**32))
+@settings(max_examples=20, deadline=None)
+def test_a_beam_decodes_nearer_than_the_greedy_choice(book: ResidualCodebook, seed: int) -> None:
+    vectors = _unit(40, seed)
+    parts = book.decompose(vectors)
+    greedy = pack(torch.cat([parts.indices, torch.zeros_like(parts.indices)], dim=1), book.config.widths)
+    assert book.fidelity(vectors).mean() > F.cosine_similarity(vectors, book.decode(greedy), dim=-1).mean()
+
+
+@pytest.mark.parametrize("scale_bits", [0, 2])
+def test_refinement_brings_the_decoded_vectors_nearer(scale_bits: int) -> None:
+    vectors = _unit(2_000)
+    config = CodebookConfig(dim=16, levels=3, codewords=32, scale_bits=scale_bits)
+    found = [ResidualCodebook.fit(vectors, config, 5, refinements=n).fidelity(vectors).mean().item() for n in range(3)]
+    assert found == sorted(found)
+    assert found[-1] > found[0] + 0.005
+    book = ResidualCodebook.fit(vectors, config, 5)
+    torch.testing.assert_close(book.codewords.norm(dim=-1), torch.ones(3, 32))
+
+
+def test_lengths_do_not_count(book: ResidualCodebook) -> None:
+    vectors = _unit(200)
+    assert torch.equal(book.encode(vectors), book.encode(vectors * 4))
+    assert torch.equal(
+        ResidualCodebook.fit(vectors, book.config).codewords, book.fit(vectors * 4, book.config).codewords
+    )
+
+
+def test_many_vectors_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codebook, "FIT_ROWS", 100)
+    monkeypatch.setattr(codebook, "FIT_ROWS_PER_CODEWORD", 25)
+    seen = []
+    kmeans = codebook.balanced_kmeans
+    monkeypatch.setattr(
+        codebook, "balanced_kmeans", lambda points, *rest: seen.append(len(points)) or kmeans(points, *rest)
+    )
+    for codewords in (2, 8):
+        ResidualCodebook.fit(_unit(500), CodebookConfig(dim=16, levels=1, codewords=codewords))
+    assert seen == [100, 200]
+
+
+def test_the_report_says_what_is_kept_used_and_taken(book: ResidualCodebook) -> None:
+    vectors = _unit(500)
+    report = book.report(vectors)
+    fidelity = book.fidelity(vectors)
+    assert report["cosine_mean"] == pytest.approx(fidelity.mean().item())
+    assert report["cosine_p5"] == pytest.approx(fidelity.quantile(0.05).item(), abs=0.01)
+    assert report["cosine_p5"] < report["cosine_mean"]
+    assert (report["code_bytes"], report["times_smaller"]) == (3, pytest.approx(64 / 3))
+    assert all(16 < perplexity <= 32 for perplexity in report["perplexity"])
+    one = book.report(vectors[:1].repeat(9, 1))
+    assert one["perplexity"] == pytest.approx([1.0] * 4)
+
+
+@given(items=st.integers(0, 10**7))
+def test_a_small_catalogue_gets_as_many_codewords_as_it_can_fill(items: int) -> None:
+    config = CodebookConfig(codewords=1_024)
+    fitting = config.for_items(items)
+    assert 2 <= fitting.codewords <= 1_024
+    assert fitting.codewords <= max(2, items // 4)
+    assert (items < 8) or fitting.codewords == 1_024 or fitting.codewords * 2 > items // 4
+
+
+def test_what_cannot_be_a_codebook_is_refused() -> None:
+    with pytest.raises(BadInput, match="10 items cannot fill 16 codewords; set codewords to 2 or less"):
         ResidualCodebook.fit(torch.randn(10, 16), CodebookConfig(dim=16, codewords=16))
-    with pytest.raises(ValueError, match="power of two"):
+    with pytest.raises(BadInput, match="1 items cannot fill 2 codewords; a codebook needs at least 2"):
+        ResidualCodebook.fit(torch.randn(1, 16), CodebookConfig(dim=16, codewords=2))
+    with pytest.raises(BadInput, match="codewords must be a power of two, not 100"):
         CodebookConfig(codewords=100)
+    with pytest.raises(BadInput, match="0 levels"):
+        CodebookConfig(levels=0)
+    with pytest.raises(BadInput, match="version 0 is not between"):
+        CodebookConfig(version=0)
