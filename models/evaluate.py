@@ -1,123 +1,156 @@
-"""How well a user tower retrieves for held-out users, against two baselines, and what a burst of searches changes."""
+"""How well a recommender answers the questions of a split, whatever it is: our towers, served or not, or a baseline."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
-from models.contract import ACTIONS, SCENARIOS
+from models import metrics, ranking, splits
 from models.dataset import Behaviour, Ints, history
 from models.events import Histories
+from models.metrics import Diversity, Figures
+from models.objective import Objective
+from models.splits import Split
 from models.user_tower import UserTower
+from models.weights import Reliability, decay, reliability, shares
 
-HISTORY = 256  # events
-FEED = SCENARIOS.index("feed")
-SEARCH = SCENARIOS.index("search")
-BURST_GAP_MS = 10_000
+ROWS = 256  # questions answered at once
+QUICK = (10, 100)
+
+
+class Recommender(Protocol):
+    """Answers with unit interests [B, K, D] and weights [B, K], or with those of all scenarios, [B, scenario, K, …]."""
+
+    @property
+    def items(self) -> Tensor:
+        """[V, D]"""
+
+    def answer(self, rows: Tensor, histories: Histories) -> tuple[Tensor, Tensor]:
+        """`rows` int64 [B, L] are the texts of the histories' events."""
 
 
 @dataclass(frozen=True)
-class Heldout:
-    """Users cut at three quarters of their events: what came before, and the feed items wanted afterwards."""
+class Towers:
+    """Ours, offline."""
 
-    users: Ints
-    cuts: Ints
-    future: list[set[int]]  # item indices, none met before the cut
-    met: list[set[int]]
+    users: UserTower
+    vectors: Tensor  # [N, D], of items and queries
+    items_count: int
+    exact: bool = False  # read the vectors themselves, not their codes
 
+    @property
+    def items(self) -> Tensor:
+        return self.vectors[: self.items_count]
 
-def heldout(data: Behaviour, users: Ints) -> Heldout:
-    """Those of `users` who meet at least one new item in the feed after the cut."""
-    kept, cuts, future, met = [], [], [], []
-    feed = data.wanted & (data.scenario == FEED)
-    for user in users:
-        first, end = data.first[user], data.first[user + 1]
-        cut = first + (end - first) * 3 // 4
-        seen = set(data.text[first:cut].tolist())
-        new = set(data.text[cut:end][feed[cut:end]].tolist()) - seen
-        if new and seen:
-            kept.append(user)
-            cuts.append(cut)
-            future.append(new)
-            met.append(seen)
-    return Heldout(np.array(kept), np.array(cuts), future, met)
+    @torch.inference_mode()
+    def answer(self, rows: Tensor, histories: Histories) -> tuple[Tensor, Tensor]:
+        histories = histories.to(self.vectors.device)
+        if self.exact:
+            read: tuple[Tensor, Tensor] = self.users.read(self.vectors[rows.to(self.vectors.device)], histories)
+            return read
+        answer: tuple[Tensor, Tensor] = self.users(histories)
+        return answer
 
 
-def top(interests: Tensor, items: Tensor, k: int) -> Tensor:
-    """The k best items [B, k] by the maximum over interests [B, K, dim] (RED-Rec's score at test)."""
-    return (interests @ items.T).amax(dim=1).topk(k, dim=1).indices
+@dataclass(frozen=True)
+class Result:
+    """Figures by way of merging, then by group of questions."""
+
+    figures: dict[str, dict[str, Figures]]
+    diversity: Diversity
+    reliability: Reliability | None  # of the weights; None where a recommender has a single interest
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON."""
+        by_way = {
+            way: {name: found.as_dict() for name, found in groups.items()} for way, groups in self.figures.items()
+        }
+        error = None if self.reliability is None else self.reliability.error
+        return {"figures": by_way, "diversity": self.diversity.as_dict(), "calibration error of weights": error}
 
 
-def recall(scores: Tensor, test: Heldout, k: int) -> float:
-    """The mean share of a user's future that is among the k best items not met, by `scores` [B, items]."""
-    scores = scores.clone()
-    for row, met in enumerate(test.met):
-        scores[row, [item for item in met if item < scores.shape[1]]] = -torch.inf
-    best = scores.topk(k, dim=1).indices.tolist()
-    shares = [len(future & set(row)) / len(future) for future, row in zip(test.future, best, strict=True)]
-    return float(np.mean(shares))
-
-
-@torch.inference_mode()
-def recalls(
-    tower: UserTower, data: Behaviour, vectors: Tensor, codes: Tensor, test: Heldout, train: Ints
-) -> dict[str, float]:
-    """Feed recall@10 and @50: the tower, the most popular items among `train` users, and the mean of the history."""
-    items = vectors[: data.items]
-    rows, histories = history(data, codes, test.cuts, test.users, HISTORY)
-    mean = F.normalize((vectors[rows] * histories.valid[..., None]).sum(dim=1), dim=-1)
-    popular = torch.zeros(data.items)
-    for user in train:
-        events = data.text[data.first[user] : data.first[user + 1]]
-        popular += torch.from_numpy(np.bincount(events[events < data.items], minlength=data.items))
-    scores = {
-        "model": (tower(histories)[0][:, FEED] @ items.T).amax(dim=1),
-        "history mean": mean @ items.T,
-        "popularity": popular.expand(len(rows), -1),
+def evaluate(
+    recommender: Recommender, data: Behaviour, split: Split, questions: Ints, codes: Tensor, length: int
+) -> Result:
+    """All figures of `questions` (events), with histories of at most `length` events and the `codes` of texts."""
+    interests, weights = together(recommender, data, questions, codes, length)
+    seen = splits.seen(data, questions)
+    target = torch.from_numpy(data.text[questions])
+    places = ranking.places(interests, weights, recommender.items, target, seen)
+    groups = metrics.groups(data, split.training(data), questions)
+    users = data.owner(questions)
+    figures = {
+        way: metrics.figures_of_groups(getattr(places, way), users, groups) for way in ("max", "rrf", "quota", "budget")
     }
-    return {f"recall@{k} {name}": recall(score, test, k) for name, score in scores.items() for k in (10, 50)}
+    best = ranking.top(interests, weights, recommender.items, seen, 10)
+    reliable = None
+    if interests.shape[1] > 1:
+        reliable = reliability(weights, _served(interests, data, questions, recommender.items, window=10))
+    return Result(figures, metrics.diversity(interests, weights, best, data.categories), reliable)
 
 
-@torch.inference_mode()
-def burst(tower: UserTower, data: Behaviour, vectors: Tensor, codes: Tensor, test: Heldout) -> dict[str, float]:
-    """What eight searches in a category that the user never met change in the feed's top 10: the category's share of it
-    before and after, and how much of the list stays."""
-    items = vectors[: data.items]
-    categories = np.array(data.categories)
-    rng = np.random.default_rng(0)
-    _, before = history(data, codes, test.cuts, test.users, HISTORY)
-    clicked = np.stack([_foreign(items, categories, met, rng) for met in test.met])
-    after = append(before, codes[torch.from_numpy(clicked)])
-    lists = [top(tower(histories)[0][:, FEED], items, 10).numpy() for histories in (before, after)]
-    wanted = categories[clicked[:, 0]][:, None]
-    stays = [len(set(a) & set(b)) / 10 for a, b in zip(*lists, strict=True)]
-    shares = [float((categories[best] == wanted).mean()) for best in lists]
-    return {"burst, before": shares[0], "burst, after": shares[1], "burst, list kept": float(np.mean(stays))}
+def together(
+    recommender: Recommender, data: Behaviour, questions: Ints, codes: Tensor, length: int
+) -> tuple[Tensor, Tensor]:
+    """The answers to all questions: interests [Q, K, D] and weights [Q, K] of the scenario that each asks."""
+    parts = list(answers(recommender, data, questions, codes, length))
+    interests, weights = zip(*parts, strict=True)
+    return torch.cat(interests), torch.cat(weights)
 
 
-def append(histories: Histories, codes: Tensor) -> Histories:
-    """`histories` with a burst in search on the items of `codes` [B, N, code_bytes] an hour behind them; every fourth
-    event is a query, the others are clicks."""
-    B, N = codes.shape[:2]
-    newest = histories.time.masked_fill(~histories.valid, 0).amax(dim=1, keepdim=True)
-    action = torch.full((B, N), ACTIONS.index("click"))
-    action[:, ::4] = ACTIONS.index("search")
-    return Histories(
-        codes=torch.cat([histories.codes, codes], dim=1),
-        time=torch.cat([histories.time, newest + 3_600_000 + BURST_GAP_MS * torch.arange(N)], dim=1),
-        scenario=torch.cat([histories.scenario, torch.full((B, N), SEARCH)], dim=1),
-        action=torch.cat([histories.action, action], dim=1),
-        valid=torch.cat([histories.valid, torch.ones(B, N, dtype=torch.bool)], dim=1),
-    )
+def answers(
+    recommender: Recommender, data: Behaviour, questions: Ints, codes: Tensor, length: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    for start in range(0, len(questions), ROWS):
+        some = questions[start : start + ROWS]
+        rows, histories = history(data, codes, some, data.owner(some), length)
+        interests, weights = recommender.answer(rows, histories)
+        if interests.dim() == 4:
+            asked = torch.arange(len(some)), torch.from_numpy(data.scenario[some])
+            interests, weights = interests[asked], weights[asked]
+        yield interests.cpu(), weights.cpu()
 
 
-def _foreign(items: Tensor, categories: NDArray[np.str_], met: set[int], rng: np.random.Generator) -> Ints:
-    """An item of a category not met (or any), and its seven nearest."""
-    known = {categories[item] for item in met if item < len(items)}
-    strange = np.flatnonzero(~np.isin(categories, list(known)))
-    anchor = rng.choice(strange if len(strange) else len(items))
-    nearest: Ints = (items @ items[anchor]).topk(8).indices.numpy()
-    return nearest
+def quick(objective: Objective, data: Behaviour, questions: Ints, length: int) -> dict[str, float]:
+    """`watched`, of a recommender that is being trained."""
+    return watched(of(objective, data), data, questions, objective.codes.cpu(), length)
+
+
+def watched(recommender: Towers, data: Behaviour, questions: Ints, codes: Tensor, length: int) -> dict[str, float]:
+    """HR, NDCG and MRR of the maximum over interests."""
+    interests, weights = together(recommender, data, questions, codes, length)
+    target, seen = torch.from_numpy(data.text[questions]), splits.seen(data, questions)
+    ranks = ranking.ranks(interests, weights, recommender.items.cpu(), target, seen)
+    gains = metrics.gains(metrics.places_of(ranks, QUICK), QUICK)
+    return {name: round(float(gain.mean()), 6) for name, gain in gains.items() if not name.startswith("Recall")}
+
+
+def of(objective: Objective, data: Behaviour) -> Towers:
+    """The recommender being trained: through codes as soon as there are some."""
+    return Towers(objective.users, objective.vectors(), data.items, exact=not objective.codes.shape[1])
+
+
+def predicted_and_realised(
+    objective: Objective, data: Behaviour, questions: Ints, length: int, window: int
+) -> tuple[Tensor, Tensor]:
+    """Logits [Q, K] of the weights, and the share [Q, K] of the next `window` wanted events each interest served."""
+    interests, weights = together(of(objective, data), data, questions, objective.codes.cpu(), length)
+    share = _served(interests, data, questions, objective.vectors()[: data.items].cpu(), window)
+    return weights.clamp_min(1e-30).log(), share
+
+
+def _served(interests: Tensor, data: Behaviour, questions: Ints, items: Tensor, window: int) -> Tensor:
+    index = torch.from_numpy(questions)[:, None] + torch.arange(window)
+    end = torch.from_numpy(data.first[1:][data.owner(questions)])[:, None]
+    inside = index < end
+    index = index.where(inside, 0)
+    same = torch.from_numpy(data.scenario)[index] == torch.from_numpy(data.scenario[questions])[:, None]
+    wanted = inside & same & torch.from_numpy(data.wanted)[index]
+    targets = items[torch.from_numpy(data.text)[index].where(wanted, 0)]
+    return shares(interests, targets, decay(torch.arange(window), 5.0) * wanted)
+
+
+def summary(results: Mapping[str, Result]) -> dict[str, object]:
+    return {name: result.as_dict() for name, result in results.items()}

@@ -1,7 +1,4 @@
-"""A history as the user tower reads it, and the encoding of its events (RED-Rec, PAPERS "scenario parts").
-
-Nothing here depends on how many rows are invalid or where they stand: times and ranks are counted over valid rows only.
-"""
+"""A history as the user tower reads it, and the encoding of its events (RED-Rec, PAPERS "scenario parts")."""
 
 from dataclasses import dataclass, fields
 
@@ -11,8 +8,7 @@ from torch import Tensor, nn
 from models.contract import ACTIONS, SCENARIOS
 
 HOUR_MS = 3_600_000
-TIME_BUCKETS = 32  # powers of two of seconds: 2**31 s are 68 years
-RANK_BUCKETS = 64  # quarters of powers of two of the rank from the newest: up to 2**16 events
+GAP_BUCKETS = 32  # powers of two of seconds: 2**31 s are 68 years
 
 
 @dataclass(frozen=True)
@@ -28,9 +24,17 @@ class Histories:
     def to(self, device: torch.device | str) -> "Histories":
         return Histories(*(getattr(self, field.name).to(device) for field in fields(self)))
 
-    def newest(self, length: int) -> "Histories":
-        """The last `length` rows."""
-        return Histories(*(getattr(self, field.name)[:, -length:] for field in fields(self)))
+    def at(self, rows: Tensor, valid: Tensor) -> "Histories":
+        """The events in `rows` [B, R], those `valid` [B, R] of them."""
+        codes = self.codes.gather(1, rows[..., None].expand(-1, -1, self.codes.shape[-1]))
+        time, scenario, action = (column.gather(1, rows) for column in (self.time, self.scenario, self.action))
+        return Histories(codes, time, scenario, action, valid)
+
+    def compact(self) -> "Histories":
+        """The valid rows alone, in order, from the start; as long as the longest, the rest of a shorter one invalid."""
+        longest = int(self.valid.sum(dim=1).max()) if self.valid.numel() else 0
+        rows = (~self.valid).long().argsort(dim=1, stable=True)[:, :longest]
+        return self.at(rows, self.valid.gather(1, rows))
 
 
 def rank_from_newest(valid: Tensor) -> Tensor:
@@ -39,44 +43,36 @@ def rank_from_newest(valid: Tensor) -> Tensor:
 
 
 class EventEncoder(nn.Module):
-    """Item vector + encodings of scenario, action, hour (UTC), age, gap to the event before, and place from the newest.
+    """Item vector + encodings of scenario, action, hour (UTC) and time since the event before.
 
-    Age is measured from the newest valid event, never from the clock: the same history always gives the same answer.
-    The sum of the parts, as in a position embedding, is our reading (inferred); so are the logarithmic buckets.
+    Nothing looks ahead or at the clock, so the encoding of an event never changes; its position is left to the rotary
+    attention of both branches. The sum, as in a position embedding, and the buckets are our reading (inferred).
     """
 
-    def __init__(self, dim: int, width: int) -> None:
+    def __init__(self, dim: int, width: int, dropout: float) -> None:
         super().__init__()
         self.item = nn.Linear(dim, width)
         self.scenario = nn.Embedding(len(SCENARIOS), width)
         self.action = nn.Embedding(len(ACTIONS), width)
         self.hour = nn.Embedding(24, width)
-        self.age = nn.Embedding(TIME_BUCKETS, width)
-        self.gap = nn.Embedding(TIME_BUCKETS, width)
-        self.place = nn.Embedding(RANK_BUCKETS, width)
-        self.norm = nn.LayerNorm(width)
-        for table in (self.scenario, self.action, self.hour, self.age, self.gap, self.place):
-            nn.init.normal_(table.weight, std=0.1)
+        self.gap = nn.Embedding(GAP_BUCKETS, width)
+        self.dropout = nn.Dropout(dropout)
+        for table in (self.scenario, self.action, self.hour, self.gap):
+            nn.init.normal_(table.weight, std=0.02)
 
     def forward(self, items: Tensor, events: Histories) -> Tensor:
-        """Encodings [B, L, width] of `events` with item vectors `items` [B, L, dim]; of invalid rows, anything."""
-        time, valid = events.time, events.valid
-        upto = time.masked_fill(~valid, torch.iinfo(torch.int64).min).cummax(dim=1).values
-        before = torch.cat([time[:, :1], upto[:, :-1]], dim=1)
-        before = torch.where(before == torch.iinfo(torch.int64).min, time, before)
-        encoded = (
+        """Encodings [B, L, width] of compact `events` with item vectors `items` [B, L, dim]."""
+        gap = events.time.diff(dim=1, prepend=events.time[:, :1]) // 1000
+        encoded: Tensor = self.dropout(
             self.item(items)
             + self.scenario(events.scenario)
             + self.action(events.action)
-            + self.hour(time // HOUR_MS % 24)
-            + self.age(_bucket((upto[:, -1:] - time) // 1000, 1, TIME_BUCKETS))
-            + self.gap(_bucket((time - before) // 1000, 1, TIME_BUCKETS))
-            + self.place(_bucket(rank_from_newest(valid), 4, RANK_BUCKETS))
+            + self.hour(events.time // HOUR_MS % 24)
+            + self.gap(_octave(gap))
         )
-        normed: Tensor = self.norm(encoded)
-        return normed
+        return encoded
 
 
-def _bucket(counts: Tensor, per_octave: int, buckets: int) -> Tensor:
-    """floor(per_octave * log2(1 + count)), at most the last bucket; negative counts are taken as 0."""
-    return ((1 + counts.clamp_min(0)).double().log2() * per_octave).long().clamp_max(buckets - 1)
+def _octave(seconds: Tensor) -> Tensor:
+    """floor(log2(1 + seconds)), at most the last bucket; negative counts are taken as 0."""
+    return (1 + seconds.clamp_min(0)).double().log2().long().clamp_max(GAP_BUCKETS - 1)

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from models.dataset import Behaviour, Ints
 from models.errors import BadInput
 
+HOUR_MS = 3_600_000
+
 
 @dataclass(frozen=True)
 class Split:
@@ -55,19 +57,24 @@ def by_time(data: Behaviour, valid_share: float = 0.1, test_share: float = 0.1) 
     if min(valid_share, test_share) <= 0 or valid_share + test_share >= 1:
         raise BadInput(f"shares of {valid_share} and {test_share} must be above 0 and leave something to train on")
     ordered = np.sort(data.time)
-    cuts = [ordered[int(len(ordered) * share)] for share in (1 - valid_share - test_share, 1 - test_share)]
-    part = np.searchsorted(cuts, data.time, side="right")  # 0, 1, 2
-    before = np.concatenate([[0], (part == 0).cumsum()])
-    ask = data.wanted.copy()
-    ask[data.first[:-1]] = False
-    valid, test = (np.flatnonzero(ask & (part == number)) for number in (1, 2))
-    if not (part == 0).any() or not len(valid) or not len(test):
-        raise BadInput(f"split by time leaves a part empty (cuts at {cuts[0]} and {cuts[1]} ms); use leave-one-out")
-    asked = np.unique(data.owner(np.concatenate([valid, test])))
-    return Split(data.first[:-1] + np.diff(before[data.first]), valid, test, unasked=data.users - len(asked))
+    known = np.array([1 - valid_share - test_share, 1 - test_share])
+    return _cut(data, ordered[(len(ordered) * known).astype(np.int64)])
 
 
-SPLITS: dict[str, Callable[[Behaviour], Split]] = {"leave-one-out": leave_one_out, "time": by_time}
+def newest_hours(data: Behaviour) -> Split:
+    """Of events fresh from the log: the newest hour is the test's, the hour before it validation's."""
+    cuts = data.time.max() + 1 - HOUR_MS * np.array([2, 1])
+    try:
+        return _cut(data, cuts)
+    except BadInput as error:
+        raise BadInput(f"{error}; continual training needs more than two hours of events, up to the newest") from None
+
+
+SPLITS: dict[str, Callable[[Behaviour], Split]] = {
+    "leave-one-out": leave_one_out,
+    "time": by_time,
+    "newest-hours": newest_hours,
+}
 
 
 def sample(questions: Ints, limit: int, seed: int) -> Ints:
@@ -86,3 +93,16 @@ def seen(data: Behaviour, questions: Ints) -> tuple[Ints, Ints]:
     item = data.text[event]
     masked = (item < data.items) & (item != data.text[questions][row])
     return row[masked], item[masked]
+
+
+def _cut(data: Behaviour, cuts: Ints) -> Split:
+    """The parts before, between and behind two times in ms; an event at the very millisecond of a cut is after."""
+    part = np.searchsorted(cuts, data.time, side="right")  # 0, 1, 2
+    before = np.concatenate([[0], (part == 0).cumsum()])
+    ask = data.wanted.copy()
+    ask[data.first[:-1]] = False
+    valid, test = (np.flatnonzero(ask & (part == number)) for number in (1, 2))
+    if not (part == 0).any() or not len(valid) or not len(test):
+        raise BadInput(f"split by time leaves a part empty (cuts at {cuts[0]} and {cuts[1]} ms)")
+    asked = np.unique(data.owner(np.concatenate([valid, test])))
+    return Split(data.first[:-1] + np.diff(before[data.first]), valid, test, unasked=data.users - len(asked))

@@ -1,204 +1,291 @@
-"""Trains both towers and the codebook on a dataset folder and puts them into a Triton model repository.
+"""`facetstream train`: a dataset folder in, a checkpoint out.
 
-    python -m models.train --data DIR --out triton_repo
+1. Texts become features, once, by a language model that stays as it is; they are kept on disk.
+2. Both towers learn together, each branch on its own view of the items (`objective`), reading exact item vectors.
+3. The item vectors are frozen; the residual codebook is fitted on them (HyMiRec).
+4. The user tower goes on learning, now from histories read through codes, as it will be served.
+5. The weights of interests are calibrated; everything is written aside and renamed.
 
-1. The item tower: items and queries that one user met close together attract each other (InfoNCE).
-2. The codebook, on the item tower's vectors; from here on they are frozen and stored as codes (HyMiRec).
-3. The user tower: from a decoded history before a random cut to the vectors of what followed (RED-Rec's window of W
-   future items, here of every scenario; the targets are the items' own vectors).
-4. Figures on users held out of steps 1 and 3; then the weights are written aside and renamed.
-
-Both papers train end to end with a large LLM; here, for minutes on two cores, in steps with small ones.
+Each epoch ends with validation, a line in metrics.jsonl and a state from which the run can go on exactly.
 """
 
-import argparse
-import math
-import shlex
-import sys
-from collections.abc import Callable, Iterator
+import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from rich.progress import Progress
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import AutoConfig, AutoModel
 from transformers.utils import logging
 
-from models import dataset, evaluate, repository
+from models import checkpoint, dataset, evaluate, splits
+from models.checkpoint import Checkpoint
 from models.codebook import CodebookConfig, ResidualCodebook
-from models.contract import DIM
-from models.dataset import Behaviour, Ints
+from models.config import Training
+from models.contract import SCENARIOS
+from models.dataset import Behaviour
+from models.errors import BadInput
+from models.item_index import ItemIndex
 from models.item_tower import ItemTower, ItemTowerConfig
-from models.loss import InfoNCE, interest_loss, near_duplicates, nearest_query
+from models.item_vectors import View
+from models.objective import Catalogue, Objective, Shares
+from models.optimise import optimiser, schedule
+from models.pretrain import text_encoder
+from models.sequences import Sampler
+from models.splits import Split
 from models.text_encoder import TextEncoder
-from models.tiny import llama, llama_config, train_tokenizer
+from models.text_features import text_features
+from models.tiny import llama_config
 from models.user_tower import UserTower, UserTowerConfig
+from models.weights import fit_temperature
 
-NEIGHBOURS = 3  # events: how far apart the two texts of a pair may be
-HISTORY = 128  # events of a training history
-WINDOW = 10  # W, future items of a scenario
-NEGATIVES = 512
-WARMUP = 0.1  # share of the steps
-CLIP = 1.0
-ENCODE_ROWS = 512
-CODEBOOK_ROWS = 8_192  # vectors the codebook is fitted on, at most
+FEATURES = "features"  # folder for the states of texts
+STATE = "state.pt"  # of a run that is not finished
+METRICS = "metrics.jsonl"
+WATCHED = "NDCG@10"  # what validation decides by
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = _arguments(argv)
+def train(folder: Path, out: Path, config: Training, start: Path | None = None) -> dict[str, float]:
+    """Train on the dataset in `folder` into the checkpoint `out`; the validation figures of what was kept.
+
+    A run that was cut short goes on where its last epoch ended. With `start`, a finished checkpoint, only its user
+    tower goes on learning: item vectors, codebook and codes stay what they are, so that what is stored can be read.
+    """
     logging.disable_progress_bar()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(args.seed)
-    rng = np.random.default_rng(args.seed)
-    try:
-        data = dataset.read(args.data)
-        repository.check(args.out)
-        book = CodebookConfig(DIM, args.levels, args.codewords, args.scale_bits, args.codebook_version, args.seed)
-        if data.users < 20 or len(data.texts) < book.codewords:
-            raise ValueError(f"{args.data} has too little: 20 users and {book.codewords} items and queries are needed")
-    except ValueError as error:
-        sys.exit(f"python -m models.train: {error}")
-    shuffled = rng.permutation(data.users)
-    held, train = np.sort(shuffled[: data.users // 10]), np.sort(shuffled[data.users // 10 :])
-    print(f"{data.items} items, {len(data.texts) - data.items} queries, {data.users} users, {len(data.text)} events")
-
-    items = train_item_tower(data, train, args.item_steps, rng)
-    vectors = encode(items, data.texts)
-    sample = torch.from_numpy(rng.permutation(len(vectors))[:CODEBOOK_ROWS])
-    codebook = ResidualCodebook.fit(vectors[sample], book)
-    codes = codebook.encode(vectors)
-
-    llm = llama_config(vocabulary=1, hidden=64, layers=2).to_dict()
-    users = UserTower(UserTowerConfig(llm, DIM, args.interests, codebook=asdict(book)))
-    users.codebook.load_state_dict(codebook.state_dict())
-    train_user_tower(users, data, train, vectors, codes, args.user_steps, rng)
-    test = evaluate.heldout(data, held)
-    figures = {"codebook, mean cosine": float(codebook.fidelity(vectors).mean())}
-    if len(test.users):
-        figures |= evaluate.recalls(users, data, vectors, codes, test, train)
-        figures |= evaluate.burst(users, data, vectors, codes, test)
-    print(f"on {len(test.users)} users held out:")
-    print(*(f"  {name:24}{value:.4f}" for name, value in figures.items()), sep="\n")
-    users.config = replace(users.config, training={"seed": args.seed, "command": _command(argv), "figures": figures})
-    repository.write(args.out, items, codebook, users)
-
-
-def train_item_tower(data: Behaviour, users: Ints, steps: int, rng: np.random.Generator, batch: int = 192) -> ItemTower:
-    """Step 1, on pairs of neighbouring events of `users`; a text is no negative of itself."""
-    tokenizer = train_tokenizer(data.texts)
-    texts = TextEncoder(llama(len(tokenizer), hidden=64, layers=2), tokenizer)
-    tower = ItemTower(texts, ItemTowerConfig())
-    ids, mask = texts.tokenize(data.texts)
-    cold = torch.full((2 * batch,), -1)
-    lefts, rights = pairs(data, users)
-    loss = InfoNCE()
-    for update in updates("item tower", [tower, loss], steps):
-        rows = rng.integers(len(lefts), size=batch)
-        left, right = torch.from_numpy(lefts[rows]), torch.from_numpy(rights[rows])
-        both = torch.cat([left, right])
-        width = int(mask[both].sum(dim=1).max())
-        a, b = tower.vectors(texts.encode(ids[both, :width], mask[both, :width]), cold).chunk(2)
-        update(loss(a[:, None], b, b, right[:, None] == right).mean())
-    return tower.eval()
-
-
-def pairs(data: Behaviour, users: Ints) -> tuple[Ints, Ints]:
-    """The texts of all pairs of different events of one user in one scenario, at most NEIGHBOURS apart."""
-    owner = np.repeat(np.arange(data.users), np.diff(data.first))
-    found = []
-    for apart in range(1, NEIGHBOURS + 1):
-        near = (owner[apart:] == owner[:-apart]) & (data.scenario[apart:] == data.scenario[:-apart])
-        near &= np.isin(owner[apart:], users) & data.liked[apart:] & data.liked[:-apart]
-        near &= data.text[apart:] != data.text[:-apart]
-        found.append(np.stack([data.text[:-apart][near], data.text[apart:][near]]))
-    lefts, rights = np.concatenate(found, axis=1)
-    return lefts, rights
-
-
-@torch.inference_mode()
-def encode(tower: ItemTower, texts: list[str]) -> Tensor:
-    """The vectors [N, dim] of all `texts`."""
-    return torch.cat([tower(texts[start : start + ENCODE_ROWS]) for start in range(0, len(texts), ENCODE_ROWS)])
-
-
-def train_user_tower(
-    tower: UserTower,
-    data: Behaviour,
-    users: Ints,
-    vectors: Tensor,
-    codes: Tensor,
-    steps: int,
-    rng: np.random.Generator,
-    batch: int = 96,
-) -> None:
-    """Step 3, on random cuts of the events of `users`."""
-    loss = InfoNCE()
-    vectors, codes = vectors.clone(), codes.clone()  # out of inference mode
-    owner = np.repeat(np.arange(data.users), np.diff(data.first))
-    candidates = np.flatnonzero(np.isin(owner, users))
-    for update in updates("user tower", [tower, loss], steps):
-        cuts = rng.choice(candidates, size=batch)
-        seen = dataset.examples(data, codes, cuts, owner[cuts], HISTORY, WINDOW)
-        interests, weights = tower.interests(tower.codebook.decode(seen.histories.codes), seen.histories)
-        user, place = seen.present.nonzero(as_tuple=True)
-        scenario = seen.target_scenario[user, place]
-        targets = vectors[seen.targets[user, place]]
-        negatives = vectors[torch.from_numpy(rng.integers(len(vectors), size=NEGATIVES))]
-        queries = interests[user, scenario]
-        losses = loss(queries, targets, negatives, near_duplicates(targets, negatives))
-        similarity = (queries @ targets[..., None])[..., 0]
-        update(interest_loss(losses, weights[user, scenario], nearest_query(similarity, scenario)))
-    tower.eval()
-
-
-def updates(name: str, modules: list[nn.Module], steps: int, rate: float = 2e-3) -> Iterator[Callable[[Tensor], None]]:
-    """One function per step that takes the step's loss; AdamW, warm-up and cosine schedule, clipped (RED-Rec)."""
-    parameters = [parameter for module in modules for parameter in module.train().parameters()]
-    optimiser = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _schedule(step / steps))
-    losses: list[float] = []
-
-    def update(loss: Tensor) -> None:
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, CLIP)
-        optimiser.step()
-        schedule.step()
-        losses.append(loss.item())
-
-    with Progress() as progress:
-        task = progress.add_task(name, total=steps)
-        for _ in range(steps):
-            yield update
-            progress.update(task, advance=1, description=f"{name}, loss {np.mean(losses[-50:]):.3f}")
-
-
-def _schedule(progress: float) -> float:
-    return progress / WARMUP if progress < WARMUP else 0.5 + 0.5 * math.cos(math.pi * progress)
-
-
-def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m models.train", description="Train and put into a model repository."
+    torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)
+    accelerator = Accelerator(
+        mixed_precision=config.precision,
+        gradient_accumulation_steps=config.accumulate,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)],
     )
-    parser.add_argument("--data", type=Path, required=True, help="folder with events.parquet and items.parquet")
-    parser.add_argument("--out", type=Path, required=True, help="a Triton model repository with our two models")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1, help="more only help on cores that nothing else uses")
-    parser.add_argument("--item-steps", type=int, default=300)
-    parser.add_argument("--user-steps", type=int, default=1_500)
-    parser.add_argument("--interests", type=int, default=4, help="K, per scenario")
-    parser.add_argument("--levels", type=int, default=3, help="of the codebook")
-    parser.add_argument("--codewords", type=int, default=256, help="per level, a power of two")
-    parser.add_argument("--scale-bits", type=int, default=0, help="stored per level")
-    parser.add_argument("--codebook-version", type=int, default=1)
-    return parser.parse_args(argv)
+    checkpoint.refuse_finished(out)
+    data = dataset.read(folder)
+    split = splits.SPLITS[config.split](data)
+    accelerator.print(data.summary())
+    if start:
+        towers = checkpoint.load(start)
+    else:
+        items = item_tower(data, split, config)
+        towers = Checkpoint(items, user_tower(data, split, config))
+    with accelerator.main_process_first():
+        catalogue = read_catalogue(data, towers.items, config, out / FEATURES)
+    shares = Shares(window=config.share_window, weights=config.share_weights)
+    run = Run(Objective(towers.items.vectors, towers.users, catalogue, shares), data, split, config, accelerator, out)
+    if start:
+        run.objective.read_through_codes(towers.users.codebook)
+    else:
+        run.phase("1 vectors", config.epochs, config.rate)
+        run.objective.read_through_codes(fitted(run.objective, towers.users))
+    run.phase("2 codes", config.code_epochs, config.rate / 2)
+    run.calibrate()
+    figures = run.validate()
+    if accelerator.is_main_process:
+        towers.users.config = replace(towers.users.config, training={"config": asdict(config), "figures": figures})
+        checkpoint.save(out, towers, data, run.objective.vectors(), run.objective.codes)
+        (out / STATE).unlink(missing_ok=True)
+    return figures
 
 
-def _command(argv: list[str] | None) -> str:
-    return shlex.join(["python", "-m", "models.train", *(sys.argv[1:] if argv is None else argv)])
+def item_tower(data: Behaviour, split: Split, config: Training) -> ItemTower:
+    """Untrained views over a language model; of a dataset without texts and images, views of ids alone."""
+    training = split.training(data)
+    warm = np.zeros(len(data.texts), dtype=bool)
+    warm[data.text[training]] = True
+    index = ItemIndex([data.item_ids[item] for item in np.flatnonzero(warm[: data.items])])
+    described = any(text.strip() for text in data.texts) or data.images is not None
+    kinds = [kind if described else "id" for kind in (config.light_view, config.llm_view) if kind != "none"]
+    encoder = None
+    if any(kind != "id" for kind in kinds) and any(text.strip() for text in data.texts):
+        rng = np.random.default_rng(config.seed)
+        encoder = (
+            TextEncoder.over(config.text_model, config.max_tokens)
+            if config.text_model
+            else text_encoder(data, training, config.text_steps, rng)
+        )
+    images = None if data.images is None else torch.from_numpy(data.images[np.flatnonzero(warm[: data.items])])
+    views = tuple(View(kind, config.dim) for kind in kinds)
+    return ItemTower(encoder, ItemTowerConfig(views), index, images)
 
 
-if __name__ == "__main__":
-    main()
+def user_tower(data: Behaviour, split: Split, config: Training) -> UserTower:
+    """Untrained; the recent events that the LLM reads are shared out to the scenarios there are."""
+    seen = np.bincount(data.scenario[split.training(data)], minlength=len(SCENARIOS)) > 0
+    quotas = np.where(seen, max(1, config.recent // int(seen.sum())), 1)
+    light_dim = config.dim * (config.light_view != "none")
+    llm_dim = config.dim * (config.llm_view != "none")
+    book = CodebookConfig(
+        light_dim + llm_dim, config.levels, config.codewords, config.scale_bits, config.codebook_version, config.seed
+    ).for_items(len(data.texts))
+    if book.code_bytes > 4:
+        raise BadInput(f"levels, codewords and scale_bits make codes of {book.code_bytes} bytes; a record has 4")
+    llm = AutoConfig.from_pretrained(config.llm).to_dict() if config.llm else None
+    tower = UserTower(
+        UserTowerConfig(
+            llm=llm or llama_config(1, config.llm_hidden, config.llm_layers, config.llm_heads).to_dict(),
+            light_dim=light_dim,
+            llm_dim=llm_dim,
+            interests=config.interests,
+            width=config.width,
+            light=config.light,
+            layers=config.layers,
+            heads=config.heads,
+            quotas=tuple(quotas.tolist()),
+            dropout=config.dropout,
+            codebook=asdict(book),
+        )
+    )
+    if config.llm and llm_dim:
+        tower.refiner.llm.load_state_dict(AutoModel.from_pretrained(config.llm).float().state_dict())
+    return tower
+
+
+def read_catalogue(data: Behaviour, items: ItemTower, config: Training, cache: Path) -> Catalogue:
+    """The features of all items and queries; those of texts are made once and kept in the folder `cache`."""
+    rows = torch.full((len(data.texts),), -1)
+    rows[: data.items] = items.rows(data.item_ids)
+    states = torch.zeros(len(data.texts), 0)
+    if items.texts is not None:
+        states = torch.from_numpy(np.array(text_features(items.texts, data.texts, cache)))
+    return Catalogue(items.with_images(states, rows), rows, config.hidden_ids)
+
+
+def fitted(objective: Objective, users: UserTower) -> ResidualCodebook:
+    """A codebook of the item vectors."""
+    return ResidualCodebook.fit(objective.vectors().cpu(), CodebookConfig(**users.config.codebook))
+
+
+class Run:
+    """The loop: epochs in two phases, with validation, early stop and a state to go on from."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        data: Behaviour,
+        split: Split,
+        config: Training,
+        accelerator: Accelerator,
+        out: Path,
+    ) -> None:
+        self.objective, self.data, self.config, self.accelerator, self.out = objective, data, config, accelerator, out
+        self.rng = np.random.default_rng(config.seed)
+        self.sampler = Sampler(data, split.training(data), config.length, config.cuts, config.window)
+        self.questions = splits.sample(split.valid, config.questions, config.seed)
+        if not len(self.sampler.users):
+            raise BadInput("no user has two events to train on; a dataset needs users that come back")
+        self.step = 0  # epochs of all phases
+        objective.to(accelerator.device)
+
+    def phase(self, name: str, epochs: int, rate: float) -> None:
+        """At most `epochs` epochs; the best one by validation is kept."""
+        if not epochs:
+            return
+        config, objective = self.config, self.objective
+        adam = optimiser((p for p in objective.parameters() if p.requires_grad), rate, config.decay)
+        steps = epochs * len(self.sampler.epoch(config.tokens, np.random.default_rng(0))) // config.accumulate
+        rates = schedule(adam, steps, config.warmup)
+        module, adam = self.accelerator.prepare(objective, adam)
+        state = self._restored(name, epochs, adam, rates) or {"epoch": 0, "best": -1.0, "best_epoch": 0, "kept": {}}
+        with Progress(disable=not self.accelerator.is_main_process) as progress:
+            task = progress.add_task(name, total=steps * config.accumulate, completed=0)
+            while state["epoch"] < epochs and state["epoch"] - state["best_epoch"] < config.patience:
+                losses = self._epoch(module, adam, rates, progress, task)
+                figures = self.validate()
+                state["epoch"] += 1
+                self.step += 1
+                if figures[WATCHED] > state["best"]:
+                    kept = {key: value.cpu().clone() for key, value in objective.state_dict().items()}
+                    state |= {"best": figures[WATCHED], "best_epoch": state["epoch"], "kept": kept}
+                self._record({"phase": name, "step": self.step, **losses, **figures})
+                progress.update(task, description=f"{name}, {WATCHED} {figures[WATCHED]:.4f}")
+                self._save(name, adam, rates, state)
+        objective.load_state_dict(state["kept"])
+        self.accelerator.free_memory()
+
+    def _epoch(self, module: Any, adam: Any, rates: Any, progress: Progress, task: Any) -> dict[str, float]:
+        config, accelerator = self.config, self.accelerator
+        warm, sums = self.objective.catalogue.warm, dict[str, Tensor]()
+        module.train()
+        for users in self.sampler.epoch(config.tokens, self.rng):
+            if len(users) < accelerator.num_processes:
+                continue
+            batch = self.sampler.draw(users, self.rng)
+            draws = warm[torch.from_numpy(self.rng.permutation(len(warm))[: config.draws]).to(warm.device)]
+            shard = batch.shard(accelerator.process_index, accelerator.num_processes).to(accelerator.device)
+            with accelerator.accumulate(module):
+                losses = module(shard, draws)
+                counts = accelerator.reduce(torch.tensor([n for _, n in losses.values()], device=accelerator.device))
+                total = self.objective.total(losses, counts.tolist()) * accelerator.num_processes  # DDP takes the mean
+                accelerator.backward(total)
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(module.parameters(), config.clip)
+                adam.step()
+                adam.zero_grad()
+            if accelerator.sync_gradients:
+                rates.step()
+            for (name, (loss, _)), n in zip(losses.items(), counts, strict=True):
+                sums[name] = sums.get(name, torch.zeros(2)) + torch.stack([loss.detach().cpu(), n.cpu()])
+            progress.advance(task)
+        totals = {name: accelerator.reduce(pair[:1].to(accelerator.device)) for name, pair in sums.items()}
+        return {f"loss, {name}": round(float(total) / float(sums[name][1]), 6) for name, total in totals.items()}
+
+    def validate(self) -> dict[str, float]:
+        """Figures on the validation questions, by the maximum over interests; the same on every process."""
+        objective = self.objective.eval()
+        return evaluate.quick(objective, self.data, self.questions, self.config.length)
+
+    def calibrate(self) -> None:
+        """One temperature for the weights of interests, from validation, put into the layers that make them."""
+        logits, share = evaluate.predicted_and_realised(
+            self.objective.eval(), self.data, self.questions, self.config.length, self.config.window
+        )
+        self.objective.users.temper(fit_temperature(logits, share))
+
+    def _record(self, line: dict[str, Any]) -> None:
+        if self.accelerator.is_main_process:
+            self.out.mkdir(parents=True, exist_ok=True)
+            with (self.out / METRICS).open("a") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def _save(self, phase: str, adam: Any, rates: Any, state: dict[str, Any]) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        whole = {
+            "config": asdict(self.config),
+            "phase": phase,
+            "step": self.step,
+            "state": state,
+            "objective": self.objective.state_dict(),
+            "adam": adam.state_dict(),
+            "rates": rates.state_dict(),
+            "numpy": self.rng.bit_generator.state,
+            "torch": torch.get_rng_state(),
+        }
+        aside = self.out / f"{STATE}.writing"
+        torch.save(whole, aside)
+        aside.replace(self.out / STATE)
+
+    def _restored(self, phase: str, epochs: int, adam: Any, rates: Any) -> dict[str, Any] | None:
+        """Where an earlier run of this phase was cut short, if one was."""
+        path = self.out / STATE
+        if not path.exists():
+            return None
+        whole = torch.load(path, weights_only=True)
+        if whole["config"] != asdict(self.config):
+            raise BadInput(f"{path} is of a run with other settings: give those again, or another --out")
+        if whole["phase"] < phase:
+            return None
+        self.step = whole["step"]
+        self.objective.load_state_dict(whole["objective"])
+        if whole["phase"] > phase:
+            return {"epoch": epochs, "kept": whole["objective"]}
+        adam.load_state_dict(whole["adam"])
+        rates.load_state_dict(whole["rates"])
+        self.rng.bit_generator.state = whole["numpy"]
+        torch.set_rng_state(whole["torch"])
+        state: dict[str, Any] = whole["state"]
+        return state

@@ -1,44 +1,64 @@
 """The user tower: residual codes in, K interests per scenario out (HyMiRec and RED-Rec, PAPERS).
 
-HyMiRec's input (inferred): [coarse interests, projected] ⊕ [recent events] ⊕ [learnable queries]; the last hidden
-states at the queries are the refined interests. RED-Rec's: the recent events are mixed from all scenarios, and every
-scenario has its own K queries, so one pass answers for all of them.
+Two branches, each over a part (view) of the item vector of its own: the light recommender over the whole history, and
+the LLM over its coarse interests and the recent events, mixed from all scenarios. Interest k of a scenario is the light
+one and the refined one side by side, each as long as its branch is sure (its learned inverse temperature), so that one
+dot product with an item adds the two branches' logits. They are trained apart and fused because views of an item fail
+on different users (PAPERS, "measured here"); either can be left out.
 """
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel
 
 from models.codebook import CodebookConfig, ResidualCodebook
 from models.contract import DIM, SCENARIOS
 from models.events import EventEncoder, Histories
 from models.files import write_tensors
-from models.head import ProjectionHead
-from models.light import LightRecommender
-from models.mixing import Mixed, mix
+from models.light import InterestHead, LightRecommender, SelfAttentive
+from models.refine import Refiner
 
 FILE = "user_tower.safetensors"
 
 
 @dataclass(frozen=True)
 class UserTowerConfig:
-    """Sizes; `llm` is a transformers config as a dictionary with its `model_type`: any causal LLM."""
+    """Sizes. A branch whose part of the item vector has no component is left out."""
 
-    llm: dict[str, Any]
-    dim: int = DIM
+    llm: dict[str, Any]  # a transformers config with its `model_type`: any causal LLM
+    light_dim: int = DIM  # components of the item vector, the first, that are the light branch's
+    llm_dim: int = DIM  # those after them
     interests: int = 4  # K, per scenario
-    width: int = 64  # of an encoded event
-    coarse: int = 4  # coarse interests
-    quotas: tuple[int, ...] = (24, 24, 16)  # recent events of search, feed, discovery
+    width: int = 64  # of the light recommender
+    light: Literal["sasrec", "comirec"] = "sasrec"
+    layers: int = 2
+    heads: int = 2
+    quotas: tuple[int, ...] = (24, 24, 16)  # recent events of search, feed, discovery that the LLM reads
     dropout: float = 0.1
     codebook: dict[str, int] = field(default_factory=lambda: asdict(CodebookConfig()))
     training: dict[str, Any] = field(default_factory=dict)  # seed, command, figures: how it came to be
+
+    @property
+    def dim(self) -> int:
+        return self.light_dim + self.llm_dim
+
+
+class Interests(NamedTuple):
+    """What the tower knows behind G cuts of B histories; of a branch that is left out, an empty last axis."""
+
+    light: Tensor  # unit, [B, G, scenario, K, light_dim]
+    refined: Tensor  # unit, [B, G, scenario, K, llm_dim]
+    weights: Tensor  # logits, [B, G, scenario, K]
+    light_states: Tensor  # [B, L + 1, 1 or K, width]: 0 is the sink, i stands behind event i - 1
+    llm_states: Tensor  # [B, R, h], behind the mixed events
+    llm_events: Tensor  # int64 [B, R]: which event each of those is; -1 for none
 
 
 class UserTower(nn.Module):
@@ -47,48 +67,69 @@ class UserTower(nn.Module):
     def __init__(self, config: UserTowerConfig) -> None:
         super().__init__()
         self.config = config
-        llm = AutoConfig.for_model(**config.llm)
+        c, shape = config, (len(SCENARIOS), config.interests)
         self.codebook = ResidualCodebook(CodebookConfig(**config.codebook))
-        self.encoder = EventEncoder(config.dim, config.width)
-        self.light = LightRecommender(config.width, config.coarse)
-        self.coarse_in = nn.Linear(config.width, llm.hidden_size)
-        self.event_in = nn.Linear(config.width, llm.hidden_size)
-        self.queries = nn.Parameter(torch.randn(len(SCENARIOS) * config.interests, llm.hidden_size) * 0.5)
-        self.llm = AutoModel.from_config(llm)
-        self.head = ProjectionHead(llm.hidden_size, config.dim, config.dropout)
-        self.weigh = nn.Linear(llm.hidden_size, 1)
+        self.log_scale = nn.Parameter(torch.full((2,), math.log(1 / 0.05)))  # of the light branch and the LLM's
+        if c.light_dim:
+            self.encoder = EventEncoder(c.light_dim, c.width, c.dropout)
+            self.light = (
+                LightRecommender(c.width, c.layers, c.heads, c.dropout)
+                if c.light == "sasrec"
+                else SelfAttentive(c.width, c.interests, c.dropout)
+            )
+            self.coarse = InterestHead(c.width, c.light_dim, *shape, c.dropout)
+            self.weigh = nn.Linear(c.width, shape[0] * shape[1])
+        if c.llm_dim:
+            self.refiner = Refiner(c.llm, c.llm_dim, c.light_dim, shape, c.quotas, c.dropout)
 
     def forward(self, histories: Histories) -> tuple[Tensor, Tensor]:
         """Unit interests [B, scenario, K, dim] and weights [B, scenario, K] that sum to one per scenario."""
-        vectors, logits = self.interests(self.codebook.decode(histories.codes), histories)
-        return vectors, logits.softmax(dim=-1)
+        return self.read(self.codebook.decode(histories.codes), histories)
 
-    def interests(self, items: Tensor, histories: Histories) -> tuple[Tensor, Tensor]:
-        """As `forward` but for given item vectors [B, L, dim], and with the logits of the weights."""
-        events = self.encoder(items, histories)
-        coarse = self.coarse_in(self.light(events, histories.valid))
-        recent, picked = self._recent(events, mix(histories.scenario, histories.valid, self.config.quotas))
-        states = self._refine(coarse, self.event_in(recent), picked)
-        shape = (len(items), len(SCENARIOS), self.config.interests)
-        return self.head(states).reshape(*shape, -1), self.weigh(states).reshape(shape)
+    def read(self, items: Tensor, histories: Histories) -> tuple[Tensor, Tensor]:
+        """As `forward`, of given item vectors [B, L, dim]."""
+        items = items.gather(1, _order(histories.valid)[..., None].expand_as(items))
+        histories = histories.compact()
+        cuts = histories.valid.sum(dim=1, keepdim=True)
+        found = self.interests(items[:, : histories.valid.shape[1]], histories, cuts)
+        return self.fuse(found.light, found.refined)[:, 0], found.weights.softmax(dim=-1)[:, 0]
 
-    def _recent(self, events: Tensor, mixed: Mixed) -> tuple[Tensor, Tensor]:
-        """The mixed events [B, R, width] and which of them are there; R is cut to the longest."""
-        longest = int(mixed.picked.sum(dim=1).max()) if mixed.picked.numel() else 0
-        rows, picked = mixed.rows[:, :longest], mixed.picked[:, :longest]
-        recent = events.gather(1, rows[..., None].expand(-1, -1, events.shape[-1]))
-        return recent.masked_fill(~picked[..., None], 0), picked
+    def interests(self, items: Tensor, histories: Histories, cuts: Tensor) -> Interests:
+        """Of compact `histories` with item vectors `items` [B, L, dim], cut behind `cuts` [B, G] events."""
+        c, (B, G), shape = self.config, cuts.shape, (len(SCENARIOS), self.config.interests)
+        first, second = items.split([c.light_dim, c.llm_dim], dim=-1)
+        light = refined = items.new_zeros(B, G, *shape, 0)
+        weights = items.new_zeros(B, G, *shape)
+        light_states = llm_states = items.new_zeros(B, 0, 0)
+        llm_events = cuts.new_zeros(B, 0)
+        if c.light_dim:
+            light_states = self.light(self.encoder(first, histories))
+            at_cuts = light_states[torch.arange(B, device=cuts.device)[:, None], cuts]
+            light = self.coarse(at_cuts)
+            weights = weights + self.weigh(at_cuts.mean(dim=2)).unflatten(-1, shape)
+        if c.llm_dim:
+            refined, more, llm_states, mixed = self.refiner(second, histories, light.detach(), cuts)
+            weights = weights + more
+            llm_events = mixed.rows.masked_fill(~mixed.picked, -1)
+        return Interests(light, refined, weights, light_states, llm_states, llm_events)
 
-    def _refine(self, coarse: Tensor, recent: Tensor, picked: Tensor) -> Tensor:
-        """The LLM's last hidden states [B, scenario * K, h] at the queries, which see all that comes before them."""
-        queries = self.queries.expand(len(coarse), -1, -1)
-        present = torch.cat(
-            [picked.new_ones(coarse.shape[:2]), picked, picked.new_ones(queries.shape[:2])], dim=1
-        ).long()
-        position = (present.cumsum(dim=1) - 1).clamp_min(0)
-        inputs = torch.cat([coarse, recent, queries], dim=1)
-        states = self.llm(inputs_embeds=inputs, attention_mask=present, position_ids=position).last_hidden_state
-        return torch.as_tensor(states[:, -queries.shape[1] :])
+    def scales(self) -> Tensor:
+        """The learned inverse temperatures [2] of the branches, within 1..100."""
+        return self.log_scale.exp().clamp(1, 100)
+
+    def fuse(self, light: Tensor, refined: Tensor) -> Tensor:
+        """Unit interests [..., dim] of those of the branches."""
+        scales = self.scales()
+        return F.normalize(torch.cat([light * scales[0], refined * scales[1]], dim=-1), dim=-1)
+
+    @torch.no_grad()
+    def temper(self, temperature: float) -> None:
+        """Divides the logits of the weights by `temperature`."""
+        layers = [self.weigh] if self.config.light_dim else []
+        layers += [self.refiner.weigh] if self.config.llm_dim else []
+        for layer in layers:
+            layer.weight.div_(temperature)
+            layer.bias.div_(temperature)
 
     def save(self, folder: Path) -> None:
         """Writes `user_tower.safetensors` in `folder`, codebook included, whole or not at all."""
@@ -102,3 +143,8 @@ class UserTower(nn.Module):
             tower = cls(UserTowerConfig(**stored | {"quotas": tuple(stored["quotas"])}))
             tower.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
         return tower.eval()
+
+
+def _order(valid: Tensor) -> Tensor:
+    """Rows [B, L], the valid ones first, as `Histories.compact` puts them."""
+    return (~valid).long().argsort(dim=1, stable=True)

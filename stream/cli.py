@@ -23,6 +23,8 @@ COMMANDS = {  # name: its module, by name because stream imports nothing of mode
     "dump": ("stream.commands.dump", "Write the log as a dataset to train on."),
     "synthesize": ("stream.commands.synthesize", "Write a synthetic population to files."),
     "import": ("models.commands.import_", "Convert raw files of public datasets for training."),
+    "train": ("models.commands.train", "Train the models on a dataset."),
+    "evaluate": ("models.commands.evaluate", "Measure a checkpoint beside baselines."),
     "export": ("models.commands.export", "Put a checkpoint into a Triton model repository."),
     "validate": ("stream.commands.validate", "Check a file of events or items."),
     "schema": ("stream.commands.schema", "Print the JSON Schemas of events and items."),

@@ -1,0 +1,124 @@
+"""A checkpoint and the baselines that need no training, on the questions of one split: figures and a report."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from models import checkpoint, dataset, evaluate, report, splits
+from models.baselines import Medoids, Popularity
+from models.config import Training
+from models.dataset import Behaviour, Ints
+from models.errors import BadInput
+from models.evaluate import Result, Towers
+from models.objective import Objective, Shares
+from models.report import UserMap
+from models.train import FEATURES, METRICS, read_catalogue
+
+MAPPED_USERS = 4
+MAP_HISTORY = 20  # events of a user that the map shows
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Results by recommender, on the same questions."""
+
+    data: Behaviour
+    config: Training
+    questions: Ints
+    towers: Towers
+    codes: Tensor
+    results: dict[str, Result]
+
+    @property
+    def split(self) -> str:
+        return self.config.split
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        said = {"split": self.split, "ties": "against the target; events as in the file", "seed": self.config.seed}
+        counted = {"questions": len(self.questions), "items": self.data.items}
+        return said | counted | {"results": {name: result.as_dict() for name, result in self.results.items()}}
+
+
+def run(folder: Path, trained: Path, part: str, limit: int, triton: str | None = None) -> Benchmark:
+    """Ask the checkpoint in `trained`, through codes and without, the questions of the dataset in `folder`; and, where
+    `triton` is an address, the one that is served there."""
+    config = Training(**checkpoint.training(trained)["config"])
+    data = dataset.read(folder)
+    split = splits.SPLITS[config.split](data)
+    questions = splits.sample(getattr(split, part), limit, config.seed)
+    ours, codes = opened(trained, data, config, trained / FEATURES)
+    asked: dict[str, Any] = {"Facetstream": ours, "Facetstream, exact": replace(ours, exact=True)}
+    if triton:
+        from models.served import Served
+
+        asked["Facetstream, served"] = Served(triton, ours.items)
+    asked["medoids"] = Medoids(ours.items, ours.users.config.interests)
+    asked["popularity"] = Popularity(data, split.training(data))
+    results = {
+        name: evaluate.evaluate(recommender, data, split, questions, codes, config.length)
+        for name, recommender in asked.items()
+    }
+    if triton:
+        _refuse_other_answers(asked, data, questions[: evaluate.ROWS], codes, config.length)
+    return Benchmark(data, config, questions, ours, codes, results)
+
+
+def opened(trained: Path, data: Behaviour, config: Training, cache: Path) -> tuple[Towers, Tensor]:
+    """The checkpoint in `trained` as a recommender of the items of `data`, and the codes [N, bytes] of its texts."""
+    towers = checkpoint.load(trained)
+    catalogue = read_catalogue(data, towers.items, config, cache)
+    objective = Objective(towers.items.vectors, towers.users, catalogue, Shares())
+    objective.eval().read_through_codes(towers.users.codebook)
+    return Towers(towers.users, objective.vectors(), data.items), objective.codes
+
+
+def write_report(found: Benchmark, folder: Path, trained: Path) -> None:
+    """report.md and its plots in `folder`."""
+    ours = found.results["Facetstream"].figures
+    overall = {name: result.figures["max"]["overall"].values for name, result in found.results.items()}
+    ways = {way: groups["overall"].values for way, groups in ours.items()}
+    groups = {name: figures.values for name, figures in ours["max"].items()}
+    length = {"Facetstream": report.over_history(groups)}
+    sections = {
+        "What was measured": report.facts(
+            {
+                "split": f"{found.split}; histories hold every earlier event of the user",
+                "questions": f"{len(found.questions):,}",
+                "candidates": f"all {found.data.items:,} items, without those of the history but the one wanted",
+                "ties": "count against the wanted item; events as in the file",
+                "seed": found.config.seed,
+            }
+        ),
+        "Against baselines (maximum over interests)": report.figures_table(overall),
+        "Ways of merging": report.figures_table(ways),
+        "Groups of questions": report.figures_table(groups),
+        "Over the length of the history": report.curves(folder / "history.png", length, "events before", "Recall@100"),
+        "Training": report.training_curves(folder / "training.png", trained / METRICS),
+        "A few users": _map(found, folder),
+    }
+    report.write(folder, "Evaluation", sections)
+
+
+def _map(found: Benchmark, folder: Path) -> str:
+    data, some = found.data, found.questions[:: max(1, len(found.questions) // MAPPED_USERS)][:MAPPED_USERS]
+    interests, weights = evaluate.together(found.towers, data, some, found.codes, found.config.length)
+    items = found.towers.items
+    users = []
+    for row, question in enumerate(some.tolist()):
+        owner = int(data.owner(some[row : row + 1])[0])
+        before = data.text[max(int(data.first[owner]), question - MAP_HISTORY) : question]
+        history = [item for item in before.tolist() if item < data.items]
+        users.append(UserMap(data.user_ids[owner], history, interests[row], weights[row], [int(data.text[question])]))
+    return report.interest_map(folder / "map.png", items, users, data.texts[: data.items], data.categories)
+
+
+def _refuse_other_answers(asked: dict[str, Any], data: Behaviour, questions: Ints, codes: Tensor, length: int) -> None:
+    """What is served must be what was measured."""
+    names = ("Facetstream", "Facetstream, served")
+    offline, served = (evaluate.together(asked[name], data, questions, codes, length) for name in names)
+    gap = max(float((a - b).abs().max()) for a, b in zip(offline, served, strict=True))
+    if not gap <= 1e-4:
+        raise BadInput(f"what Triton serves differs from the checkpoint by {gap:.1e}; export and load it first")

@@ -1,0 +1,118 @@
+"""Every choice of a training run, with its unit; `facetstream train --set name=value` changes one."""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, get_args, get_origin
+
+from models.errors import BadInput
+
+Kind = Literal["text", "id", "both", "none"]
+
+
+@dataclass(frozen=True)
+class Training:
+    """The defaults are meant for any dataset; what a set has not (texts) is left out by itself."""
+
+    # data
+    split: Literal["leave-one-out", "time", "newest-hours"] = "leave-one-out"
+    length: int = 128  # events of a training stretch
+    questions: int = 4_000  # of validation, drawn once
+    # items
+    text_model: str = ""  # folder or hub name of any encoder or decoder; none: a small one trained on the spot
+    max_tokens: int = 96  # of a text
+    light_view: Kind = "id"  # what the light branch knows of an item; "none" leaves the branch out
+    llm_view: Kind = "both"
+    dim: int = 64  # components of a view
+    hidden_ids: float = 0.1  # share of items whose id is hidden in a step
+    # codebook: a code is at most 4 bytes
+    levels: int = 3
+    codewords: int = 1_024  # per level; fewer where the catalogue cannot fill them
+    scale_bits: int = 0  # per level
+    codebook_version: int = 1
+    # user tower
+    interests: int = 4  # K, per scenario
+    light: Literal["sasrec", "comirec"] = "sasrec"
+    width: int = 64  # of the light branch
+    layers: int = 2
+    heads: int = 2
+    llm: str = ""  # folder or hub name of any causal LLM; none: a small Llama trained from scratch
+    llm_hidden: int = 64
+    llm_layers: int = 2
+    llm_heads: int = 4
+    recent: int = 64  # events that the LLM reads, shared out to scenarios
+    dropout: float = 0.4
+    # loss
+    cuts: int = 2  # of a stretch, where the LLM's queries are asked
+    window: int = 10  # W, future items of each scenario
+    draws: int = 4_096  # items that stand for all
+    share_window: float = 0.1
+    share_weights: float = 0.1
+    # optimiser
+    epochs: int = 25
+    code_epochs: int = 5  # after those, with histories read through codes and item vectors frozen
+    patience: int = 6  # epochs without a better validation after which a phase ends
+    tokens: int = 2_048  # events of a batch
+    accumulate: int = 1  # batches of a step
+    rate: float = 2e-3
+    warmup: float = 0.2  # share of the steps
+    decay: float = 0.01
+    clip: float = 1.0
+    precision: Literal["no", "bf16"] = "no"
+    text_steps: int = 300  # of the small text encoder
+    threads: int = 1  # of each process
+    seed: int = 0
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "sasrec": {"llm_view": "none", "interests": 1, "share_window": 0.0, "share_weights": 0.0},
+    "comirec": {"light": "comirec", "llm_view": "none", "share_window": 0.0, "share_weights": 0.0},
+    "light": {"llm_view": "none"},
+    "llm": {"light_view": "none"},
+    "quick": {"epochs": 4, "code_epochs": 1},
+}
+
+
+def configured(preset: str, settings: tuple[str, ...], **given: Any) -> Training:
+    """A preset with `name=value` settings on top. Raises `BadInput` for what is not there or not of its type."""
+    if preset not in PRESETS:
+        raise BadInput(f"there is no preset {preset!r}; there are {', '.join(PRESETS)}")
+    known = {field.name: field.type for field in fields(Training)}
+    values = dict(PRESETS[preset])
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals or name not in known:
+            raise BadInput(f"--set {setting}: give name=value with a name of {', '.join(known)}")
+        values[name] = _value(name, text, known[name])
+    config = replace(Training(), **values, **given)
+    _refuse(config)
+    return config
+
+
+def _value(name: str, text: str, kind: Any) -> Any:
+    if get_origin(kind) is Literal:
+        if text not in get_args(kind):
+            raise BadInput(f"{name}={text}: choose one of {', '.join(get_args(kind))}")
+        return text
+    try:
+        return kind(text)
+    except ValueError:
+        raise BadInput(f"{name}={text}: must be of type {kind.__name__}") from None
+
+
+def _refuse(config: Training) -> None:
+    least = {"patience": 1, "epochs": 1, "code_epochs": 0, "seed": 0, "text_steps": 0}
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if field.type is int and value < least.get(field.name, 1 if field.name != "scale_bits" else 0):
+            raise BadInput(f"{field.name}={value}: is too small")
+        if field.type is float and not 0 <= value < float("inf"):
+            raise BadInput(f"{field.name}={value}: must be a finite number of at least 0")
+    for name in ("hidden_ids", "dropout", "warmup"):
+        if getattr(config, name) >= 1:
+            raise BadInput(f"{name}={getattr(config, name)}: is a share and must be below 1")
+    if config.light_view == config.llm_view == "none":
+        raise BadInput("light_view and llm_view are both none: at least one branch is needed")
+    if config.interests > 10:
+        raise BadInput(f"interests={config.interests}: at most 10 can be matched exactly")
+    if config.length < 2:
+        raise BadInput(f"length={config.length}: a stretch needs two events")

@@ -1,0 +1,69 @@
+"""Cross-entropy over a catalogue, in little memory and, on a CPU, a tenth of the time of the plain way.
+
+Of P positions with K queries each (scaled by the inverse temperature) the probability of item v is
+
+    p(v) = Σ_k exp(q_k·v) / Z,    Z = Σ_k Σ_u exp(q_k·u)
+
+which with K = 1 is SASRec's full cross-entropy and with more is a soft maximum over interests. Z is estimated from n
+uniform draws: the target itself plus (V - 1) / n times the sum over draws that are not the target (the logQ correction
+of a uniform proposal); with the whole catalogue as draws it is exact.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHUNK_ROWS = 128  # positions at once: bounds the scores to CHUNK_ROWS × K × draws, which stays in a CPU's cache
+
+
+def cross_entropy(queries: Tensor, targets: Tensor, draws: Tensor, own: Tensor, items: int) -> Tensor:
+    """The summed loss of `queries` [P, K, D] for `targets` [P, D] against `draws` [N, D]; own [P] is the place of the
+    target among the draws, -1 where it was not drawn; `items` is V. All vectors are finite."""
+    if not len(queries):
+        return queries.sum() + targets.sum() + draws.sum()  # zero, and known to autograd
+    loss: Tensor = _CrossEntropy.apply(queries.float(), targets.float(), draws.float(), own, items)  # type: ignore[no-untyped-call]
+    return loss
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """The gradient is made on the way, chunk by chunk, so that no score is kept; scores are bfloat16."""
+
+    @staticmethod
+    def forward(ctx: Any, queries: Tensor, targets: Tensor, draws: Tensor, own: Tensor, items: int) -> Tensor:
+        (P, K, D), N = queries.shape, len(draws)
+        to_targets = (queries * targets[:, None]).sum(dim=-1)  # [P, K]
+        bound = queries.norm(dim=-1).amax(dim=1) * draws.norm(dim=-1).max()
+        bound = torch.maximum(bound, to_targets.amax(dim=1)).bfloat16()
+        ones = draws.new_ones(N, 1)  # one more component takes the bound off every score
+        wide = torch.cat([draws, ones], dim=1).bfloat16()
+        asked = torch.cat([queries.bfloat16(), -bound[:, None, None].expand(P, K, 1)], dim=2)
+        d_queries, d_draws, loss = torch.empty_like(queries), torch.zeros_like(wide, dtype=torch.float32), 0.0
+        target_exp = (to_targets - bound[:, None].float()).exp()
+        d_targets = torch.empty_like(targets)
+        for start in range(0, P, CHUNK_ROWS):
+            rows = slice(start, start + CHUNK_ROWS)
+            q, mine, t = asked[rows].flatten(0, 1), own[rows], target_exp[rows]
+            scores = (q @ wide.T).exp_().unflatten(0, (-1, K))
+            hit = (mine >= 0).nonzero()[:, 0]
+            scores[hit, :, mine[hit]] = 0
+            others = (N - (mine >= 0).long()).clamp_min(1)
+            odds = (items - 1) / others
+            z = scores.sum(dim=(1, 2), dtype=torch.float32) * odds + t.sum(dim=1)
+            share = t / t.sum(dim=1, keepdim=True).clamp_min(1e-30)
+            loss += (z.log() - t.sum(dim=1).clamp_min(1e-30).log()).sum()
+            pull = t / z[:, None] - share  # d loss / d (q_k·target)
+            weight = (odds / z)[:, None, None]
+            flat = scores.flatten(0, 1)
+            d_queries[rows] = (flat @ wide)[:, :D].float().unflatten(0, (-1, K)) * weight
+            d_queries[rows] += pull[..., None] * targets[rows, None]
+            d_targets[rows] = (pull[..., None] * queries[rows]).sum(dim=1)
+            d_draws += (flat.T @ (q.unflatten(0, (-1, K)) * weight).flatten(0, 1).bfloat16()).float()
+        ctx.save_for_backward(d_queries, d_targets, d_draws[:, :D])
+        return torch.as_tensor(loss)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        (g,) = upstream
+        d_queries, d_targets, d_draws = ctx.saved_tensors
+        return d_queries * g, d_targets * g, d_draws * g, None, None
