@@ -104,7 +104,7 @@ def test_the_folder_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
     out, aside = tmp_path / "data", tmp_path / "data.writing"
     aside.mkdir()
     (aside / "left.parquet").touch()  # by a run that was killed
-    with pytest.raises(UserError, match="cannot write .*: Is a directory"), folder_of(out) as folder:
+    with pytest.raises(UserError, match=r"cannot write .*: Is a directory"), folder_of(out) as folder:
         folder.write_text("")
     assert list(tmp_path.iterdir()) == []
     out.mkdir()

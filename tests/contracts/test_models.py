@@ -131,9 +131,9 @@ async def test_answers_of_another_codebook_are_not_taken(triton_url: str) -> Non
     await served.encode(["tea"])
     served = TritonModels(triton_url, TIMEOUT)
     served.keep_to(card.codebook_version + 1)
-    with pytest.raises(Transient, match="item_encoder 1 is of codebook 1, what is stored of 2"):
+    with pytest.raises(Transient, match=rf"item_encoder \d+ is of codebook {card.codebook_version}, what is stored"):
         await served.encode(["tea"])
-    with pytest.raises(Transient, match="user_interests 1 is of codebook 1"):
+    with pytest.raises(Transient, match=rf"user_interests \d+ is of codebook {card.codebook_version}"):
         await served.interests(histories(card, [3]))
     await served.close()
 
