@@ -59,12 +59,15 @@ class EventEncoder(nn.Module):
         self.dropout = nn.Dropout(dropout)
         for table in (self.scenario, self.action, self.hour, self.gap):
             nn.init.normal_(table.weight, std=0.02)
+        nn.init.eye_(self.item.weight)  # see `ProjectionHead.pass_through`
+        nn.init.zeros_(self.item.bias)
+        self.lengthen = dim**0.5  # of unit vectors, to the length of a normalised state
 
     def forward(self, items: Tensor, events: Histories) -> Tensor:
         """Encodings [B, L, width] of compact `events` with item vectors `items` [B, L, dim]."""
         gap = events.time.diff(dim=1, prepend=events.time[:, :1]) // 1000
         encoded: Tensor = self.dropout(
-            self.item(items)
+            self.item(items * self.lengthen)
             + self.scenario(events.scenario)
             + self.action(events.action)
             + self.hour(events.time // HOUR_MS % 24)

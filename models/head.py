@@ -1,5 +1,6 @@
 """The projection head of both towers (RED-Rec, arXiv:2510.14788, PAPERS "item tower")."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -16,6 +17,15 @@ class ProjectionHead(nn.Module):
         self.mix = nn.Linear(dim, dim)
         self.dropout = nn.Dropout(dropout)
         self.norm = nn.LayerNorm(dim)
+
+    @torch.no_grad()
+    def pass_through(self) -> "ProjectionHead":
+        """Start as y = LayerNorm(h): a user's state then begins in the space of the items that it is made of, as with
+        SASRec's tied embeddings; learning that costs many epochs (ours)."""
+        nn.init.eye_(self.project.weight)
+        for parameter in (self.project.bias, self.mix.weight, self.mix.bias):
+            nn.init.zeros_(parameter)
+        return self
 
     def forward(self, states: Tensor) -> Tensor:
         """Unit vectors [..., d] from hidden states [..., h]."""

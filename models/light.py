@@ -96,8 +96,8 @@ class InterestHead(nn.Module):
 
     def __init__(self, width: int, dim: int, scenarios: int, interests: int, dropout: float) -> None:
         super().__init__()
-        self.queries = nn.Parameter(torch.randn(scenarios, interests, width) * 0.5)
-        self.head = ProjectionHead(width, dim, dropout)
+        self.queries = nn.Parameter(torch.randn(scenarios, interests, width) * 0.2)
+        self.head = ProjectionHead(width, dim, dropout).pass_through()
 
     def forward(self, states: Tensor) -> Tensor:
         """Unit interests [..., scenario, K, dim] of `states` [..., 1 or K, width]."""

@@ -3,7 +3,7 @@
 A causal LLM reads [recent events | coarse interests | queries]; its last hidden states at the queries, K per scenario,
 are the refined interests. The papers put the coarse interests first (inferred). Behind the events they say the same to
 the queries, and the states of events depend on nothing but events: several cuts of one history share a pass, and every
-event can be trained to tell the next.
+event can be trained to tell the next. To that state, of the newest event, each query adds its own (ours).
 """
 
 from typing import Any
@@ -34,11 +34,11 @@ class Refiner(nn.Module):
         self.shape, self.quotas = shape, quotas
         self.encoder = EventEncoder(dim, config.hidden_size, dropout)
         self.coarse = nn.Linear(coarse_dim, config.hidden_size)
-        self.queries = nn.Parameter(torch.randn(*shape, config.hidden_size) * 0.5)
-        self.next = nn.Parameter(torch.randn(shape[0], config.hidden_size) * 0.5)
+        self.queries = nn.Parameter(torch.randn(*shape, config.hidden_size) * 0.2)
+        self.next = nn.Parameter(torch.randn(shape[0], config.hidden_size) * 0.02)
         self.llm = AutoModel.from_config(config)
         add_dropout(self.llm, dropout)
-        self.head = ProjectionHead(config.hidden_size, dim, dropout)
+        self.head = ProjectionHead(config.hidden_size, dim, dropout).pass_through()
         self.weigh = nn.Linear(config.hidden_size, 1)
 
     def forward(
@@ -59,6 +59,8 @@ class Refiner(nn.Module):
         ).last_hidden_state
         R, queries = events.shape[1], self.queries[..., 0].numel()
         answers = states[:, R:].unflatten(1, (G, -1))[:, :, -queries:].unflatten(2, self.shape)
+        newest = states[torch.arange(B, device=cuts.device)[:, None], (known - 1).clamp_min(0)] * (known > 0)[..., None]
+        answers = answers + newest[:, :, None, None]
         return self.head(answers), self.weigh(answers)[..., 0], states[:, :R], mixed
 
     def of(self, states: Tensor, scenario: Tensor) -> Tensor:

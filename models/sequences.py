@@ -72,8 +72,8 @@ class Sampler:
         end -= np.where(rng.random(len(users)) < 0.5, 0, (rng.random(len(users)) * (room + 1)).astype(np.int64))
         start = np.maximum(first, end - self.length)
         known = end - start  # at least 2
-        index: Ints = start[:, None] + np.arange(known.max())
-        valid: NDArray[np.bool_] = index < end[:, None]
+        index = np.add.outer(start, np.arange(known.max()))
+        valid = np.less(index, end[:, None])
         index = np.where(valid, index, start[:, None])
         target = self.next[np.concatenate([index[:, :1], index + 1], axis=1)]
         target[:, 1:][~valid] = NONE
