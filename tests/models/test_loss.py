@@ -1,0 +1,161 @@
+"""InfoNCE, its correction for sampling, and cross-entropy over all items: values, and who gets a gradient."""
+
+import math
+
+import hypothesis.strategies as st
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from torch import Tensor
+
+from models import loss
+from models.loss import InfoNCE, bounded, disentangled, full_softmax, info_nce, near_duplicates
+from models.matching import match
+
+TAU = torch.tensor(8.0)
+
+
+def units(*shape: int, seed: int = 0) -> Tensor:
+    return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+def nothing_masked(targets: Tensor, negatives: Tensor) -> Tensor:
+    return torch.zeros(len(targets), len(negatives), dtype=torch.bool)
+
+
+def test_info_nce_is_the_cross_entropy_of_the_target_among_the_negatives() -> None:
+    queries, targets, negatives = units(5, 3, 8), units(5, 8, seed=1), units(7, 8, seed=2)
+    losses = info_nce(queries, targets, negatives, nothing_masked(targets, negatives), TAU)
+    for row in range(5):
+        logits = TAU * queries[row] @ torch.cat([targets[row, None], negatives]).T
+        torch.testing.assert_close(losses[row], F.cross_entropy(logits, torch.zeros(3).long(), reduction="none"))
+
+
+def test_masked_negatives_contribute_nothing_and_get_no_gradient() -> None:
+    queries, targets, negatives = units(4, 1, 8), units(4, 8, seed=1), units(6, 8, seed=2).requires_grad_()
+    masked = nothing_masked(targets, negatives)
+    masked[:, 4:] = True
+    losses = info_nce(queries, targets, negatives, masked, TAU)
+    torch.testing.assert_close(losses, info_nce(queries, targets, negatives[:4], masked[:, :4], TAU))
+    losses.sum().backward()
+    assert negatives.grad is not None
+    assert (negatives.grad[:4] != 0).any(dim=1).all()
+    assert not negatives.grad[4:].any()
+
+
+def test_without_any_negative_there_is_nothing_to_learn() -> None:
+    queries, targets = units(2, 1, 8).requires_grad_(), units(2, 8, seed=1)
+    losses = info_nce(queries, targets, targets, torch.ones(2, 2, dtype=torch.bool), TAU)
+    assert losses.tolist() == [[0.0], [0.0]]
+    losses.sum().backward()
+    assert not queries.grad.any()
+
+
+def test_the_target_and_its_like_are_near_duplicates() -> None:
+    target = F.normalize(torch.tensor([[1.0, 0.0]]), dim=-1)
+    others = F.normalize(torch.tensor([[1.0, 0.0], [1.0, 0.19], [1.0, 0.22], [-1.0, 0.0]]), dim=-1)
+    assert near_duplicates(target, others).tolist() == [[True, True, False, False]]
+
+
+@pytest.mark.parametrize(("at", "bound", "inwards"), [(200.0, 100.0, 1.0), (0.1, 1.0, -1.0)])
+def test_the_temperature_stays_within_bounds_and_can_leave_them(at: float, bound: float, inwards: float) -> None:
+    log_scale = torch.tensor(at).log().requires_grad_()
+    optimiser = torch.optim.SGD([log_scale], 1e-4)
+    for slope in (-inwards, inwards):
+        scale = bounded(log_scale)
+        torch.testing.assert_close(scale.item(), bound)
+        optimiser.zero_grad()
+        (slope * scale).backward()
+        optimiser.step()
+    assert inwards * (bound - bounded(log_scale).item()) > 1e-5
+
+
+def test_the_temperature_starts_as_published() -> None:
+    torch.testing.assert_close(bounded(InfoNCE().log_scale).item(), 1 / 0.07)
+
+
+def test_logq_corrected_gradient_is_that_of_the_full_softmax() -> None:
+    """On a vocabulary of 12, averaged over draws of 256 negatives by popularity, for a popular target and a query near
+    the rarest item. It is far off without the correction, and with the target's score corrected as well."""
+    V, P, draws, target = 12, 256, 300, torch.tensor([0])
+    items, tau = units(V, 6), torch.tensor(2.0)
+    log_q = (torch.arange(V, 0, -1.0) / 4).log_softmax(dim=0)
+    start = F.normalize(items[11] + items[0], dim=-1)[None, None]
+    full = start.clone().requires_grad_()
+    F.cross_entropy(tau * full[:, 0] @ items.T, target).backward()
+    generator = torch.Generator().manual_seed(4)
+    drawn = torch.multinomial(log_q.exp().expand(draws, V), P, replacement=True, generator=generator)
+
+    def distance(correction: Tensor) -> float:
+        query = start.clone().requires_grad_()
+        for rows in drawn:
+            info_nce(query, items[target], items[rows], (rows == target)[None], tau, correction[rows]).sum().backward()
+        return float((query.grad / draws - full.grad).norm() / full.grad.norm())
+
+    assert distance(log_q) < 0.06
+    assert distance(torch.full((V,), 1 / V).log()) > 0.3
+    assert distance(log_q - log_q[target] - math.log(P)) > 0.3
+
+
+def test_disentangled_is_info_nce_of_each_target_with_its_matched_query() -> None:
+    queries, targets, negatives = units(6, 3, 8), units(6, 5, 8, seed=1), units(20, 8, seed=2)
+    present = torch.rand(6, 5, generator=torch.Generator().manual_seed(3)) < 0.6
+    chosen = match(queries, targets, present)
+    each = [
+        info_nce(
+            queries[row, chosen[row, place]][None, None],
+            targets[row, place, None],
+            negatives,
+            near_duplicates(targets[row, place, None], negatives),
+            TAU,
+        )
+        for row, place in present.nonzero().tolist()
+    ]
+    torch.testing.assert_close(disentangled(queries, targets, present, negatives, TAU), torch.stack(each).mean())
+
+
+def test_only_matched_queries_get_a_gradient() -> None:
+    queries, targets = units(2, 3, 8).requires_grad_(), units(2, 4, 8, seed=1)
+    targets = targets[:, [0, 1, 0, 1]]  # two different ones: two clusters, so one query of three stays idle
+    present = torch.tensor([[True] * 4, [False] * 4])
+    disentangled(queries, targets, present, units(9, 8, seed=2), TAU).backward()
+    moved = (queries.grad != 0).any(dim=-1)
+    assert moved[0].nonzero()[:, 0].tolist() == match(queries, targets, present)[0].unique().tolist()
+    assert not moved[1].any()
+
+
+def test_a_batch_without_targets_costs_nothing() -> None:
+    queries = units(2, 3, 8).requires_grad_()
+    value = disentangled(queries, units(2, 4, 8), torch.zeros(2, 4, dtype=torch.bool), units(9, 8), TAU)
+    value.backward()
+    assert value == 0
+    assert not queries.grad.any()
+
+
+@given(st.integers(0, 2**32), st.integers(1, 9), st.integers(1, 3), st.booleans(), st.integers(1, 300))
+@settings(max_examples=30, deadline=None)
+def test_full_softmax_and_its_gradients_in_chunks(seed: int, m: int, k: int, soft: bool, chunk: int) -> None:
+    parts = [units(m, k, 5, seed=seed), units(11, 5, seed=seed + 1), torch.tensor(6.0)]
+    targets = torch.randint(11, (m,), generator=torch.Generator().manual_seed(seed))
+    plain, chunked = ([part.clone().requires_grad_() for part in parts] for _ in range(2))
+    scores = plain[2] * plain[0] @ plain[1].T
+    expected = F.cross_entropy(scores.logsumexp(dim=1) if soft else scores.amax(dim=1), targets)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loss, "CHUNK_SCORES", chunk)
+        found = full_softmax(chunked[0], targets, chunked[1], chunked[2], soft)
+    torch.testing.assert_close(found, expected)
+    (3 * expected).backward()
+    (3 * found).backward()
+    for one, other in zip(plain, chunked, strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_full_softmax_in_mixed_precision() -> None:
+    queries, items = units(4, 2, 8).requires_grad_(), units(9, 8, seed=1)
+    targets = torch.arange(4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = full_softmax(queries.bfloat16(), targets, items, TAU)
+    mixed.backward()
+    torch.testing.assert_close(mixed, full_softmax(queries.bfloat16().float(), targets, items, TAU))
+    assert queries.grad.isfinite().all()
