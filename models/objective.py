@@ -104,11 +104,12 @@ class Objective(nn.Module):
         )
         known = self.users.codebook.decode(self.codes[batch.rows]) if self.codes.shape[1] else vectors[rows]
         found = self.users.interests(known, batch.histories, batch.cuts)
+        window = window[:, :, list(self.users.config.scenarios)]
         own = torch.full((len(needed),), NONE, device=drawn.device)
         own[drawn] = torch.arange(len(drawn), device=drawn.device)
         pool = Pool(vectors, self.users.config.light_dim, drawn, own, len(self.catalogue.warm))
         return {
-            **self._next(found, target, batch.target_scenario, pool),
+            **self._next(found, target, self.users.slot[batch.target_scenario], pool),
             **self._refined(found, window[..., 0], pool),
             **self._window(found, window, pool),
         }

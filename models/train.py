@@ -114,7 +114,8 @@ def item_tower(data: Behaviour, split: Split, config: Training) -> ItemTower:
 
 def user_tower(data: Behaviour, split: Split, config: Training) -> UserTower:
     """Untrained; the recent events that the LLM reads are shared out to the scenarios there are."""
-    seen = np.bincount(data.scenario[split.training(data)], minlength=len(SCENARIOS)) > 0
+    events = np.bincount(data.scenario[split.training(data)], minlength=len(SCENARIOS))
+    seen = events > 0
     quotas = np.where(seen, max(1, config.recent // int(seen.sum())), 1)
     light_dim = config.dim * (config.light_view != "none")
     llm_dim = config.dim * (config.llm_view != "none")
@@ -130,6 +131,7 @@ def user_tower(data: Behaviour, split: Split, config: Training) -> UserTower:
             light_dim=light_dim,
             llm_dim=llm_dim,
             interests=config.interests,
+            scenarios=tuple(np.argsort(-events, kind="stable")[: int(seen.sum())].tolist()),
             width=config.width,
             light=config.light,
             layers=config.layers,

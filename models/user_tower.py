@@ -36,6 +36,7 @@ class UserTowerConfig:
     light_dim: int = DIM  # components of the item vector, the first, that are the light branch's
     llm_dim: int = DIM  # those after them
     interests: int = 4  # K, per scenario
+    scenarios: tuple[int, ...] = tuple(range(len(SCENARIOS)))  # that training knew, most frequent first
     width: int = 64  # of the light recommender
     light: Literal["sasrec", "comirec"] = "sasrec"
     layers: int = 2
@@ -53,9 +54,9 @@ class UserTowerConfig:
 class Interests(NamedTuple):
     """What the tower knows behind G cuts of B histories; of a branch that is left out, an empty last axis."""
 
-    light: Tensor  # unit, [B, G, scenario, K, light_dim]
-    refined: Tensor  # unit, [B, G, scenario, K, llm_dim]
-    weights: Tensor  # logits, [B, G, scenario, K]
+    light: Tensor  # unit, [B, G, S, K, light_dim], S of the scenarios known
+    refined: Tensor  # unit, [B, G, S, K, llm_dim]
+    weights: Tensor  # logits, [B, G, S, K]
     light_states: Tensor  # [B, L + 1, 1 or K, width]: 0 is the sink, i stands behind event i - 1
     llm_states: Tensor  # [B, R, h], behind the mixed events
     llm_events: Tensor  # int64 [B, R]: which event each of those is; -1 for none
@@ -64,10 +65,14 @@ class Interests(NamedTuple):
 class UserTower(nn.Module):
     """Histories to interests. The answer for a user depends on their valid rows alone: padding never matters."""
 
+    slot: Tensor
+
     def __init__(self, config: UserTowerConfig) -> None:
         super().__init__()
         self.config = config
-        c, shape = config, (len(SCENARIOS), config.interests)
+        c, shape = config, (len(config.scenarios), config.interests)
+        slot = torch.tensor([c.scenarios.index(s) if s in c.scenarios else 0 for s in range(len(SCENARIOS))])
+        self.register_buffer("slot", slot, persistent=False)  # [scenario]: one not known answers as the most frequent
         self.codebook = ResidualCodebook(CodebookConfig(**config.codebook))
         self.log_scale = nn.Parameter(torch.full((2,), math.log(1 / 0.05)))  # of the light branch and the LLM's
         if c.light_dim:
@@ -92,11 +97,12 @@ class UserTower(nn.Module):
         histories = histories.compact()
         cuts = histories.valid.sum(dim=1, keepdim=True)
         found = self.interests(items[:, : histories.valid.shape[1]], histories, cuts)
-        return self.fuse(found.light, found.refined)[:, 0], found.weights.softmax(dim=-1)[:, 0]
+        interests, weights = self.fuse(found.light, found.refined)[:, 0], found.weights.softmax(dim=-1)[:, 0]
+        return interests[:, self.slot], weights[:, self.slot]
 
     def interests(self, items: Tensor, histories: Histories, cuts: Tensor) -> Interests:
         """Of compact `histories` with item vectors `items` [B, L, dim], cut behind `cuts` [B, G] events."""
-        c, (B, G), shape = self.config, cuts.shape, (len(SCENARIOS), self.config.interests)
+        c, (B, G), shape = self.config, cuts.shape, (len(self.config.scenarios), self.config.interests)
         first, second = items.split([c.light_dim, c.llm_dim], dim=-1)
         light = refined = items.new_zeros(B, G, *shape, 0)
         weights = items.new_zeros(B, G, *shape)
@@ -140,7 +146,8 @@ class UserTower(nn.Module):
         """The tower that was saved in `folder`, ready to answer."""
         with safe_open(folder / FILE, framework="pt") as file:
             stored = json.loads(file.metadata()["config"])
-            tower = cls(UserTowerConfig(**stored | {"quotas": tuple(stored["quotas"])}))
+            lists = {name: tuple(stored[name]) for name in ("quotas", "scenarios")}
+            tower = cls(UserTowerConfig(**stored | lists))
             tower.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
         return tower.eval()
 
