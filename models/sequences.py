@@ -76,7 +76,7 @@ class Sampler:
         valid = np.less(index, end[:, None])
         index = np.where(valid, index, start[:, None])
         target = self.next[np.concatenate([index[:, :1], index + 1], axis=1)]
-        target[:, 1:][~valid] = NONE
+        target[:, 1:][~valid | (index + 1 >= self.end[users][:, None])] = NONE  # the next event is another user's
         cuts = 1 + np.floor(rng.random((len(users), self.cuts)) * (known - 1)[:, None]).astype(np.int64)
         cuts[:, 0] = known - 1
         rows = torch.from_numpy(self.data.text[index])

@@ -15,13 +15,15 @@ import torch
 from torch import Tensor
 
 CHUNK_ROWS = 128  # positions at once: bounds the scores to CHUNK_ROWS × K × draws, which stays in a CPU's cache
+SAFE = 40.0  # scores may be that far on either side of 0 without exp(score - SAFE) ending
+HEADROOM = 70.0  # exp() of it, times a catalogue, is still a float
 
 
 def cross_entropy(queries: Tensor, targets: Tensor, draws: Tensor, own: Tensor, items: int) -> Tensor:
     """The summed loss of `queries` [P, K, D] for `targets` [P, D] against `draws` [N, D]; own [P] is the place of the
     target among the draws, -1 where it was not drawn; `items` is V. All vectors are finite."""
     if not len(queries):
-        return queries.sum() + targets.sum() + draws.sum()  # zero, and known to autograd
+        return queries.sum() + targets.sum() + 0 * draws.sum()  # zero, and known to autograd
     loss: Tensor = _CrossEntropy.apply(queries.float(), targets.float(), draws.float(), own, items)  # type: ignore[no-untyped-call]
     return loss
 
@@ -34,12 +36,15 @@ class _CrossEntropy(torch.autograd.Function):
         (P, K, D), N = queries.shape, len(draws)
         to_targets = (queries * targets[:, None]).sum(dim=-1)  # [P, K]
         bound = queries.norm(dim=-1).amax(dim=1) * draws.norm(dim=-1).max()
-        bound = torch.maximum(bound, to_targets.amax(dim=1)).bfloat16()
+        bound = torch.maximum(bound, to_targets.amax(dim=1))
+        bound = torch.maximum(bound.clamp_max(SAFE), bound - HEADROOM).bfloat16()
         ones = draws.new_ones(N, 1)  # one more component takes the bound off every score
         wide = torch.cat([draws, ones], dim=1).bfloat16()
         asked = torch.cat([queries.bfloat16(), -bound[:, None, None].expand(P, K, 1)], dim=2)
         d_queries, d_draws, loss = torch.empty_like(queries), torch.zeros_like(wide, dtype=torch.float32), 0.0
         target_exp = (to_targets - bound[:, None].float()).exp()
+        target_log = to_targets.logsumexp(dim=1) - bound.float()  # exp() of it may be less than a float can hold
+        shares = to_targets.softmax(dim=1)
         d_targets = torch.empty_like(targets)
         for start in range(0, P, CHUNK_ROWS):
             rows = slice(start, start + CHUNK_ROWS)
@@ -49,10 +54,9 @@ class _CrossEntropy(torch.autograd.Function):
             scores[hit, :, mine[hit]] = 0
             others = (N - (mine >= 0).long()).clamp_min(1)
             odds = (items - 1) / others
-            z = scores.sum(dim=(1, 2), dtype=torch.float32) * odds + t.sum(dim=1)
-            share = t / t.sum(dim=1, keepdim=True).clamp_min(1e-30)
-            loss += (z.log() - t.sum(dim=1).clamp_min(1e-30).log()).sum()
-            pull = t / z[:, None] - share  # d loss / d (q_k·target)
+            z = (scores.sum(dim=(1, 2), dtype=torch.float32) * odds + t.sum(dim=1)).clamp_min(1e-37)
+            loss += (z.log() - target_log[rows]).sum()
+            pull = t / z[:, None] - shares[rows]  # d loss / d (q_k·target)
             weight = (odds / z)[:, None, None]
             flat = scores.flatten(0, 1)
             d_queries[rows] = (flat @ wide)[:, :D].float().unflatten(0, (-1, K)) * weight
