@@ -16,6 +16,7 @@ from models.objective import Objective, Shares
 from models.report import UserMap
 from models.train import FEATURES, METRICS, read_catalogue
 
+HISTORY = 1_024  # events, as the stream keeps them
 MAPPED_USERS = 4
 MAP_HISTORY = 20  # events of a user that the map shows
 
@@ -29,6 +30,7 @@ class Benchmark:
     questions: Ints
     towers: Towers
     codes: Tensor
+    history: int  # events of a history, at most
     results: dict[str, Result]
 
     @property
@@ -42,7 +44,9 @@ class Benchmark:
         return said | counted | {"results": {name: result.as_dict() for name, result in self.results.items()}}
 
 
-def run(folder: Path, trained: Path, part: str, limit: int, triton: str | None = None) -> Benchmark:
+def run(
+    folder: Path, trained: Path, part: str, limit: int, triton: str | None = None, history: int = HISTORY
+) -> Benchmark:
     """Ask the checkpoint in `trained`, through codes and without, the questions of the dataset in `folder`; and, where
     `triton` is an address, the one that is served there."""
     config = Training(**checkpoint.training(trained)["config"])
@@ -58,12 +62,12 @@ def run(folder: Path, trained: Path, part: str, limit: int, triton: str | None =
     asked["medoids"] = Medoids(ours.items, ours.users.config.interests)
     asked["popularity"] = Popularity(data, split.training(data))
     results = {
-        name: evaluate.evaluate(recommender, data, split, questions, codes, config.length)
+        name: evaluate.evaluate(recommender, data, split, questions, codes, history)
         for name, recommender in asked.items()
     }
     if triton:
-        _refuse_other_answers(asked, data, questions[: evaluate.ROWS], codes, config.length)
-    return Benchmark(data, config, questions, ours, codes, results)
+        _refuse_other_answers(asked, data, questions[: evaluate.ROWS], codes, history)
+    return Benchmark(data, config, questions, ours, codes, history, results)
 
 
 def opened(trained: Path, data: Behaviour, config: Training, cache: Path) -> tuple[Towers, Tensor]:
@@ -85,7 +89,7 @@ def write_report(found: Benchmark, folder: Path, trained: Path) -> None:
     sections = {
         "What was measured": report.facts(
             {
-                "split": f"{found.split}; histories hold every earlier event of the user",
+                "split": f"{found.split}; histories hold the user's newest {found.history:,} earlier events",
                 "questions": f"{len(found.questions):,}",
                 "candidates": f"all {found.data.items:,} items, without those of the history but the one wanted",
                 "ties": "count against the wanted item; events as in the file",
@@ -104,7 +108,7 @@ def write_report(found: Benchmark, folder: Path, trained: Path) -> None:
 
 def _map(found: Benchmark, folder: Path) -> str:
     data, some = found.data, found.questions[:: max(1, len(found.questions) // MAPPED_USERS)][:MAPPED_USERS]
-    interests, weights = evaluate.together(found.towers, data, some, found.codes, found.config.length)
+    interests, weights = evaluate.together(found.towers, data, some, found.codes, found.history)
     items = found.towers.items
     users = []
     for row, question in enumerate(some.tolist()):

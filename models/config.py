@@ -14,7 +14,7 @@ class Training:
 
     # data
     split: Literal["leave-one-out", "time", "newest-hours"] = "leave-one-out"
-    length: int = 128  # events of a training stretch
+    length: int = 256  # events of a training stretch, and of a history in validation
     questions: int = 4_000  # of validation, drawn once
     # items
     text_model: str = ""  # folder or hub name of any encoder or decoder; none: a small one trained on the spot

@@ -16,11 +16,19 @@ SHOWN = ("HR@10", "NDCG@10", "HR@100")
 @click.option("--checkpoint", type=FOLDER, required=True, help="What facetstream train has written.")
 @click.option("--part", type=click.Choice(["valid", "test"]), default="test", show_default=True)
 @click.option("--limit", type=click.IntRange(1), default=100_000, show_default=True, help="Questions, at most.")
+@click.option("--history", type=click.IntRange(1), default=1_024, show_default=True, help="Events of a history.")
 @click.option("--triton", metavar="URL", help="Ask the user_interests that is served there (gRPC, host:port).")
 @click.option("--report", type=FOLDER, help="Also write report.md, with plots, into this folder.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def command(
-    data: Path, checkpoint: Path, part: str, limit: int, triton: str | None, report: Path | None, as_json: bool
+    data: Path,
+    checkpoint: Path,
+    part: str,
+    limit: int,
+    history: int,
+    triton: str | None,
+    report: Path | None,
+    as_json: bool,
 ) -> None:
     """Rank the whole catalogue for every question of a split, and say how well the wanted items are placed.
 
@@ -28,7 +36,7 @@ def command(
     """
     from models import benchmark
 
-    found = benchmark.run(data, checkpoint, part, limit, triton)
+    found = benchmark.run(data, checkpoint, part, limit, triton, history)
     if report:
         benchmark.write_report(found, report, checkpoint)
     if as_json:
