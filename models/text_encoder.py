@@ -30,7 +30,7 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.tokenizer = tokenizer
         self.language_model = language_model
-        self.decoder = _is_decoder(language_model.config)
+        self.decoder = is_decoder(language_model.config)
         self.width: int = language_model.config.hidden_size
         self.max_tokens = min(max_tokens, _positions(language_model.config, tokenizer) - self.decoder)
         self.token = nn.Parameter(_end_of_text(language_model, tokenizer))
@@ -94,7 +94,8 @@ class TextEncoder(nn.Module):
         self.tokenizer.save_pretrained(folder)
 
 
-def _is_decoder(config: Any) -> bool:
+def is_decoder(config: Any) -> bool:
+    """Whether a transformers config is of a model that reads in one direction; `BadInput` where it has two parts."""
     if getattr(config, "is_encoder_decoder", False):
         raise BadInput(f"{config.model_type} has an encoder and a decoder; take a model with one of them")
     causal = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES

@@ -6,10 +6,13 @@
 4. The user tower goes on learning, now from histories read through codes, as it will be served.
 5. The weights of interests are calibrated; everything is written aside and renamed.
 
-Each epoch ends with validation, a line in metrics.jsonl and a state from which the run can go on exactly.
+Each epoch ends with validation, a line in metrics.jsonl and a state from which the run can go on exactly: what is
+drawn in an epoch depends on the seed and its number alone.
 """
 
 import json
+import math
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from rich.progress import Progress
 from torch import Tensor
-from transformers import AutoConfig, AutoModel
+from transformers import AutoModel
 from transformers.utils import logging
 
 from models import checkpoint, dataset, evaluate, splits
@@ -27,17 +30,17 @@ from models.checkpoint import Checkpoint
 from models.codebook import CodebookConfig, ResidualCodebook
 from models.config import Training
 from models.contract import SCENARIOS
-from models.dataset import Behaviour
+from models.dataset import Behaviour, Ints
 from models.errors import BadInput
 from models.item_index import ItemIndex
 from models.item_tower import ItemTower, ItemTowerConfig
 from models.item_vectors import View
-from models.objective import Catalogue, Objective, Shares
+from models.objective import Catalogue, Losses, Objective, Shares
 from models.optimise import optimiser, schedule
 from models.pretrain import text_encoder
 from models.sequences import Sampler
 from models.splits import Split
-from models.text_encoder import TextEncoder
+from models.text_encoder import TextEncoder, is_decoder
 from models.text_features import text_features
 from models.tiny import llama_config
 from models.user_tower import UserTower, UserTowerConfig
@@ -60,13 +63,14 @@ def train(folder: Path, out: Path, config: Training, start: Path | None = None) 
     torch.manual_seed(config.seed)
     accelerator = Accelerator(
         mixed_precision=config.precision,
-        gradient_accumulation_steps=config.accumulate,
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)],
     )
     checkpoint.refuse_finished(out)
     data = dataset.read(folder)
     split = splits.SPLITS[config.split](data)
-    accelerator.print(data.summary())
+    about = f"{data.summary()}"
+    accelerator.print(about)
+    unfinished = read_unfinished(out, {"config": asdict(config), "data": about, "start": str(start)})
     if start:
         towers = checkpoint.load(start)
     else:
@@ -75,7 +79,8 @@ def train(folder: Path, out: Path, config: Training, start: Path | None = None) 
     with accelerator.main_process_first():
         catalogue = read_catalogue(data, towers.items, config, out / FEATURES)
     shares = Shares(window=config.share_window, weights=config.share_weights)
-    run = Run(Objective(towers.items.vectors, towers.users, catalogue, shares), data, split, config, accelerator, out)
+    objective = Objective(towers.items.vectors, towers.users, catalogue, shares)
+    run = Run(objective, data, split, config, accelerator, out, unfinished)
     if start:
         run.objective.read_through_codes(towers.users.codebook)
     else:
@@ -88,7 +93,19 @@ def train(folder: Path, out: Path, config: Training, start: Path | None = None) 
         towers.users.config = replace(towers.users.config, training={"config": asdict(config), "figures": figures})
         checkpoint.save(out, towers, data, run.objective.vectors(), run.objective.codes)
         (out / STATE).unlink(missing_ok=True)
+    accelerator.wait_for_everyone()
     return figures
+
+
+def read_unfinished(out: Path, asked: dict[str, Any]) -> dict[str, Any]:
+    """Where the run in `out` was cut short; of a new run, what is `asked` of it. Raises `BadInput` for another run."""
+    path = out / STATE
+    if not path.exists():
+        return {"asked": asked}
+    whole: dict[str, Any] = torch.load(path, weights_only=True)
+    if whole["asked"] != asked:
+        raise BadInput(f"{path} is of a run with other settings or data: give those again, or another --out")
+    return whole
 
 
 def item_tower(data: Behaviour, split: Split, config: Training) -> ItemTower:
@@ -114,9 +131,10 @@ def item_tower(data: Behaviour, split: Split, config: Training) -> ItemTower:
 
 def user_tower(data: Behaviour, split: Split, config: Training) -> UserTower:
     """Untrained; the recent events that the LLM reads are shared out to the scenarios there are."""
-    events = np.bincount(data.scenario[split.training(data)], minlength=len(SCENARIOS))
-    seen = events > 0
-    quotas = np.where(seen, max(1, config.recent // int(seen.sum())), 1)
+    training = split.training(data)
+    seen = np.bincount(data.scenario[training], minlength=len(SCENARIOS)) > 0
+    asked = np.bincount(data.scenario[training & data.wanted], minlength=len(SCENARIOS))
+    quotas = np.where(seen, max(1, config.recent // max(1, int(seen.sum()))), 1)
     light_dim = config.dim * (config.light_view != "none")
     llm_dim = config.dim * (config.llm_view != "none")
     book = CodebookConfig(
@@ -124,14 +142,18 @@ def user_tower(data: Behaviour, split: Split, config: Training) -> UserTower:
     ).for_items(len(data.texts))
     if book.code_bytes > 4:
         raise BadInput(f"levels, codewords and scale_bits make codes of {book.code_bytes} bytes; a record has 4")
-    llm = AutoConfig.from_pretrained(config.llm).to_dict() if config.llm else None
+    if book.codewords > len(data.texts):
+        raise BadInput("the dataset has a single item; a codebook needs at least two")
+    llm = causal_llm(config.llm) if config.llm and llm_dim else None
     tower = UserTower(
         UserTowerConfig(
-            llm=llm or llama_config(1, config.llm_hidden, config.llm_layers, config.llm_heads).to_dict(),
+            llm=(
+                llm.config if llm else llama_config(1, config.llm_hidden, config.llm_layers, config.llm_heads)
+            ).to_dict(),
             light_dim=light_dim,
             llm_dim=llm_dim,
             interests=config.interests,
-            scenarios=tuple(np.argsort(-events, kind="stable")[: int(seen.sum())].tolist()),
+            scenarios=tuple(np.argsort(-asked, kind="stable")[: max(1, np.count_nonzero(asked))].tolist()),
             width=config.width,
             light=config.light,
             layers=config.layers,
@@ -141,9 +163,23 @@ def user_tower(data: Behaviour, split: Split, config: Training) -> UserTower:
             codebook=asdict(book),
         )
     )
-    if config.llm and llm_dim:
-        tower.refiner.llm.load_state_dict(AutoModel.from_pretrained(config.llm).float().state_dict())
+    if llm:
+        tower.refiner.llm.load_state_dict(llm.state_dict())
     return tower
+
+
+def causal_llm(source: str) -> Any:
+    """The causal LLM in the folder `source`, or of that name on the hub, in float32."""
+    try:
+        model = AutoModel.from_pretrained(source, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BadInput(
+            f"llm={source}: transformers cannot load it ({reason}); give a folder or a name on the hub"
+        ) from error
+    if not is_decoder(model.config):
+        raise BadInput(f"llm={source}: {model.config.model_type} reads in both directions; give a causal LLM")
+    return model
 
 
 def read_catalogue(data: Behaviour, items: ItemTower, config: Training, cache: Path) -> Catalogue:
@@ -172,14 +208,20 @@ class Run:
         config: Training,
         accelerator: Accelerator,
         out: Path,
+        unfinished: dict[str, Any],
     ) -> None:
         self.objective, self.data, self.config, self.accelerator, self.out = objective, data, config, accelerator, out
-        self.rng = np.random.default_rng(config.seed)
-        self.sampler = Sampler(data, split.training(data), config.length, config.cuts, config.window)
+        self.unfinished = unfinished
+        training = split.training(data)
+        self.sampler = Sampler(data, training, config.length, config.cuts, config.window)
         self.questions = splits.sample(split.valid, config.questions, config.seed)
-        if not len(self.sampler.users):
-            raise BadInput("no user has two events to train on; a dataset needs users that come back")
         self.step = 0  # epochs of all phases
+        told = training & data.wanted
+        told[data.first[:-1]] = False
+        if not told.any():
+            raise BadInput("no user has an item to train on behind another event; training needs users that come back")
+        if not len(objective.catalogue.warm):
+            raise BadInput("the checkpoint knows no item of this dataset: train anew on it")
         objective.to(accelerator.device)
 
     def phase(self, name: str, epochs: int, rate: float) -> None:
@@ -188,12 +230,12 @@ class Run:
             return
         config, objective = self.config, self.objective
         adam = optimiser((p for p in objective.parameters() if p.requires_grad), rate, config.decay)
-        steps = epochs * len(self.sampler.epoch(config.tokens, np.random.default_rng(0))) // config.accumulate
+        steps = epochs * len(self._steps(np.random.default_rng(0)))
         rates = schedule(adam, steps, config.warmup)
         module, adam = self.accelerator.prepare(objective, adam)
         state = self._restored(name, epochs, adam, rates) or {"epoch": 0, "best": -1.0, "best_epoch": 0, "kept": {}}
         with Progress(disable=not self.accelerator.is_main_process) as progress:
-            task = progress.add_task(name, total=steps * config.accumulate, completed=0)
+            task = progress.add_task(name, total=steps)
             while state["epoch"] < epochs and state["epoch"] - state["best_epoch"] < config.patience:
                 losses = self._epoch(module, adam, rates, progress, task)
                 figures = self.validate()
@@ -210,30 +252,45 @@ class Run:
 
     def _epoch(self, module: Any, adam: Any, rates: Any, progress: Progress, task: Any) -> dict[str, float]:
         config, accelerator = self.config, self.accelerator
-        warm, sums = self.objective.catalogue.warm, dict[str, Tensor]()
+        rng = np.random.default_rng((config.seed, self.step))  # the same on every process
+        torch.manual_seed(int(rng.integers(2**62)) + accelerator.process_index)
+        sums = dict[str, Tensor]()
         module.train()
-        for users in self.sampler.epoch(config.tokens, self.rng):
-            if len(users) < accelerator.num_processes:
-                continue
-            batch = self.sampler.draw(users, self.rng)
-            draws = warm[torch.from_numpy(self.rng.permutation(len(warm))[: config.draws]).to(warm.device)]
-            shard = batch.shard(accelerator.process_index, accelerator.num_processes).to(accelerator.device)
-            with accelerator.accumulate(module):
-                losses = module(shard, draws)
-                counts = accelerator.reduce(torch.tensor([n for _, n in losses.values()], device=accelerator.device))
-                total = self.objective.total(losses, counts.tolist()) * accelerator.num_processes  # DDP takes the mean
-                accelerator.backward(total)
-                if accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(module.parameters(), config.clip)
-                adam.step()
-                adam.zero_grad()
-            if accelerator.sync_gradients:
-                rates.step()
-            for (name, (loss, _)), n in zip(losses.items(), counts, strict=True):
-                sums[name] = sums.get(name, torch.zeros(2)) + torch.stack([loss.detach().cpu(), n.cpu()])
+        for step in self._steps(rng):
+            for left, users in zip(reversed(range(len(step))), step, strict=True):
+                with accelerator.no_sync(module) if left else nullcontext():
+                    losses, counts = self._losses(module, users, rng)
+                    total = self.objective.total(losses, counts.tolist()) / len(step)
+                    accelerator.backward(total * accelerator.num_processes)  # of which DDP takes the mean
+                for (name, (loss, _)), n in zip(losses.items(), counts, strict=True):
+                    sums[name] = sums.get(name, 0) + torch.stack([loss.detach().float(), n.float()])
+            accelerator.clip_grad_norm_(module.parameters(), config.clip)
+            adam.step()
+            adam.zero_grad()
+            rates.step()
             progress.advance(task)
-        totals = {name: accelerator.reduce(pair[:1].to(accelerator.device)) for name, pair in sums.items()}
-        return {f"loss, {name}": round(float(total) / float(sums[name][1]), 6) for name, total in totals.items()}
+        totals = {name: (float(accelerator.reduce(loss)), int(n)) for name, (loss, n) in sums.items()}
+        if not all(math.isfinite(loss) for loss, _ in totals.values()):
+            raise BadInput(f"the loss of epoch {self.step + 1} is not finite: set a lower rate than {config.rate}")
+        return {f"loss, {name}": round(loss / n, 6) for name, (loss, n) in totals.items() if n}
+
+    def _steps(self, rng: np.random.Generator) -> list[list[Ints]]:
+        """The batches of users of an epoch, by step of the optimiser. A step's gradient is the mean of its batches'."""
+        few = self.accelerator.num_processes
+        batches = [users for users in self.sampler.epoch(self.config.tokens, rng) if len(users) >= few]
+        return [
+            batches[start : start + self.config.accumulate] for start in range(0, len(batches), self.config.accumulate)
+        ]
+
+    def _losses(self, module: Any, users: Ints, rng: np.random.Generator) -> tuple[Losses, Tensor]:
+        """This process's losses, and how many targets they are of on all processes."""
+        accelerator, warm = self.accelerator, self.objective.catalogue.warm
+        batch = self.sampler.draw(users, rng)
+        draws = warm[torch.from_numpy(rng.permutation(len(warm))[: self.config.draws]).to(warm.device)]
+        shard = batch.shard(accelerator.process_index, accelerator.num_processes).to(accelerator.device)
+        losses: Losses = module(shard, draws)
+        counts: Tensor = accelerator.reduce(torch.tensor([n for _, n in losses.values()], device=accelerator.device))
+        return losses, counts
 
     def validate(self) -> dict[str, float]:
         """Figures on the validation questions, by the maximum over interests; the same on every process."""
@@ -248,24 +305,26 @@ class Run:
         self.objective.users.temper(fit_temperature(logits, share))
 
     def _record(self, line: dict[str, Any]) -> None:
-        if self.accelerator.is_main_process:
-            self.out.mkdir(parents=True, exist_ok=True)
-            with (self.out / METRICS).open("a") as file:
-                file.write(json.dumps(line) + "\n")
+        """The line of this epoch in metrics.jsonl, instead of any that a run that was cut short has left behind."""
+        if not self.accelerator.is_main_process:
+            return
+        self.out.mkdir(parents=True, exist_ok=True)
+        path, aside = self.out / METRICS, self.out / f"{METRICS}.writing"
+        before = path.read_text().splitlines()[: self.step - 1] if path.exists() else []
+        aside.write_text("\n".join([*before, json.dumps(line)]) + "\n")
+        aside.replace(path)
 
     def _save(self, phase: str, adam: Any, rates: Any, state: dict[str, Any]) -> None:
         if not self.accelerator.is_main_process:
             return
         whole = {
-            "config": asdict(self.config),
+            "asked": self.unfinished["asked"],
             "phase": phase,
             "step": self.step,
             "state": state,
             "objective": self.objective.state_dict(),
             "adam": adam.state_dict(),
             "rates": rates.state_dict(),
-            "numpy": self.rng.bit_generator.state,
-            "torch": torch.get_rng_state(),
         }
         aside = self.out / f"{STATE}.writing"
         torch.save(whole, aside)
@@ -273,13 +332,8 @@ class Run:
 
     def _restored(self, phase: str, epochs: int, adam: Any, rates: Any) -> dict[str, Any] | None:
         """Where an earlier run of this phase was cut short, if one was."""
-        path = self.out / STATE
-        if not path.exists():
-            return None
-        whole = torch.load(path, weights_only=True)
-        if whole["config"] != asdict(self.config):
-            raise BadInput(f"{path} is of a run with other settings: give those again, or another --out")
-        if whole["phase"] < phase:
+        whole = self.unfinished
+        if whole.get("phase", "") < phase:
             return None
         self.step = whole["step"]
         self.objective.load_state_dict(whole["objective"])
@@ -287,7 +341,5 @@ class Run:
             return {"epoch": epochs, "kept": whole["objective"]}
         adam.load_state_dict(whole["adam"])
         rates.load_state_dict(whole["rates"])
-        self.rng.bit_generator.state = whole["numpy"]
-        torch.set_rng_state(whole["torch"])
         state: dict[str, Any] = whole["state"]
         return state
