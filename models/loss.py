@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from models.contract import SCENARIOS
 from models.kmeans import sinkhorn_prices
-from models.matching import match
+from models.matching import SAME, match
 
 NEAR_DUPLICATE = 0.98  # cosine above which a negative counts as the target itself
 SCALES = (1.0, 100.0)  # bounds of the inverse temperature
@@ -79,11 +79,12 @@ def disentangled(
     negatives: Tensor,
     scale: Tensor,
     log_q: Tensor | None = None,
+    alike: float = SAME,
 ) -> Tensor:
     """RED-Rec's loss, a mean over targets: InfoNCE of each of the window's `targets` [M, W, D], where `present` [M, W],
-    with the query that `match` gives it among its row's `queries` [M, K, D]. The rest as in `info_nce`. All unit."""
+    with the query that `match` gives it among its row's `queries` [M, K, D]. All unit. The rest as in `info_nce`."""
     row, place = present.nonzero(as_tuple=True)
-    query, target = match(queries, targets, present)[row, place], targets[row, place]
+    query, target = match(queries, targets, present, alike)[row, place], targets[row, place]
     losses = info_nce(queries[row, query, None], target, negatives, near_duplicates(target, negatives), scale, log_q)
     return losses.sum() / max(len(row), 1)
 

@@ -17,7 +17,7 @@ from models.errors import BadInput
 
 ITERATIONS = 5  # of k-means
 MOST_QUERIES = 10  # the exact assignment looks at all 2^K sets of queries
-SAME = 1e-5  # 1 - cosine up to which two targets are one; rounding is some 1e-6
+SAME = 1 - 1e-5  # cosine above which two targets are one; rounding is some 1e-6
 
 
 @dataclass(frozen=True)
@@ -30,23 +30,27 @@ class Clusters:
 
 
 @torch.no_grad()
-def match(queries: Tensor, targets: Tensor, present: Tensor) -> Tensor:
+def match(queries: Tensor, targets: Tensor, present: Tensor, alike: float = SAME) -> Tensor:
     """The query [B, W] that each of `targets` [B, W, D] trains, among its user's `queries` [B, K, D]; -1 where not
-    `present` [B, W]. Lengths of vectors do not matter. Raises `BadInput` when K > MOST_QUERIES."""
-    clusters = cluster(targets, present, queries.shape[1])
+    `present` [B, W]. Lengths of vectors do not matter; `alike` as in `cluster`. Raises `BadInput` for more than
+    MOST_QUERIES."""
+    clusters = cluster(targets, present, queries.shape[1], alike)
     cosines = clusters.centres @ F.normalize(queries.float(), dim=-1).mT
     query = assign(cosines, clusters.present).gather(1, clusters.member.clamp_min(0))
     return query.masked_fill(~present, -1)
 
 
 @torch.no_grad()
-def cluster(targets: Tensor, present: Tensor, k: int) -> Clusters:
+def cluster(targets: Tensor, present: Tensor, k: int, alike: float = SAME) -> Clusters:
     """Cosine k-means of each user's `targets` [B, W, D] where `present` [B, W], into at most `k` clusters.
 
-    A cluster that loses its members is dropped. Deterministic; users and absent targets do not influence each other.
+    A target opens no cluster when its cosine with a centre is above `alike`. By default as in the paper: only equal
+    targets share one from the start, so a window of fewer interests than queries has its interests split among queries;
+    a lower value keeps them together (ours). A cluster that loses its members is dropped. Deterministic; users and
+    absent targets do not influence each other.
     """
     points = F.normalize(targets.float(), dim=-1).masked_fill(~present[..., None], 0)
-    centres, there = _farthest_first(points, present, k)
+    centres, there = _farthest_first(points, present, k, alike)
     for _ in range(ITERATIONS):
         members = _nearest(points, centres, there, present)
         sums = members.mT @ points
@@ -85,8 +89,8 @@ def assign(worth: Tensor, present: Tensor) -> Tensor:
     return query.masked_fill(~present, -1)
 
 
-def _farthest_first(points: Tensor, present: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The first target, then always the one least similar to those chosen, as long as it differs from them:
+def _farthest_first(points: Tensor, present: Tensor, k: int, alike: float) -> tuple[Tensor, Tensor]:
+    """The first target, then always the one least similar to those chosen, as long as it is not `alike` to one:
     centres [B, k, D] and which are there [B, k]."""
     cosines = points @ points.mT
     nearest = torch.where(present, -torch.inf, torch.inf)  # [B, W], cosine with the nearest centre
@@ -94,7 +98,7 @@ def _farthest_first(points: Tensor, present: Tensor, k: int) -> tuple[Tensor, Te
     for _ in range(k):
         value, chosen = nearest.min(dim=1)
         rows = chosen[:, None, None]
-        there.append(value < 1 - SAME)
+        there.append(value < alike)
         centres.append(points.gather(1, rows.expand(-1, 1, points.shape[-1])))
         nearest = torch.maximum(nearest, cosines.gather(1, rows.expand(-1, 1, points.shape[1]))[:, 0])
     return torch.cat(centres, dim=1), torch.stack(there, dim=1)

@@ -133,3 +133,11 @@ def test_a_user_without_targets_has_no_clusters() -> None:
     found = cluster(torch.randn(1, 5, 4), torch.zeros(1, 5, dtype=torch.bool), 3)
     assert not found.present.any()
     assert found.member.tolist() == [[-1] * 5]
+
+
+def test_alike_targets_open_one_cluster() -> None:
+    targets = F.normalize(torch.tensor([[1.0, 0], [1, 0.2], [0, 1], [0.2, 1]]), dim=-1)[None]
+    present = torch.ones(1, 4, dtype=torch.bool)
+    assert cluster(targets, present, 4).present.sum() == 4
+    member = cluster(targets, present, 4, alike=0.9).member[0]
+    assert member[0] == member[1] != member[2] == member[3]
