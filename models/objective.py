@@ -83,6 +83,12 @@ class Objective(nn.Module):
         self.users.codebook.load_state_dict(codebook.state_dict())
         self.codes = self.users.codebook.encode(self.vectors())
 
+    def train(self, mode: bool = True) -> "Objective":
+        """As of any module; item vectors that are to stay as they are have no dropout and hide no id either."""
+        super().train(mode)
+        self.items.train(mode and not self.codes.shape[1])
+        return self
+
     @torch.no_grad()
     def vectors(self) -> Tensor:
         """Unit vectors [N, dim] of all items and queries, nothing hidden."""

@@ -33,7 +33,7 @@ class Refiner(nn.Module):
         config = AutoConfig.for_model(**llm)
         self.shape, self.quotas = shape, quotas
         self.encoder = EventEncoder(dim, config.hidden_size, dropout)
-        self.coarse = nn.Linear(coarse_dim, config.hidden_size)
+        self.coarse = nn.Linear(coarse_dim, config.hidden_size) if coarse_dim else None
         self.queries = nn.Parameter(torch.randn(*shape, config.hidden_size) * 0.2)
         self.next = nn.Parameter(torch.randn(shape[0], config.hidden_size) * 0.02)
         self.llm = AutoModel.from_config(config)
@@ -52,7 +52,9 @@ class Refiner(nn.Module):
         events = self.encoder(picked, histories.at(mixed.rows, mixed.picked))
         known = (mixed.picked[:, None] & (mixed.rows[:, None] < cuts[..., None])).sum(dim=-1)  # [B, G]
         B, G = cuts.shape
-        asked = torch.cat([self.coarse(coarse).flatten(2, 3), self.queries.flatten(0, 1).expand(B, G, -1, -1)], dim=2)
+        asked = self.queries.flatten(0, 1).expand(B, G, -1, -1)
+        if self.coarse is not None:
+            asked = torch.cat([self.coarse(coarse).flatten(2, 3), asked], dim=2)
         mask, position = layout(events.shape[1], known, asked.shape[2])
         states = self.llm(
             inputs_embeds=torch.cat([events, asked.flatten(1, 2)], dim=1), attention_mask=mask, position_ids=position

@@ -92,7 +92,7 @@ def items(count: int = 24, images: int = 0, seed: int = 0) -> list[dict[str, Any
     rows = []
     for number in range(count):
         text = "" if number % 7 == 6 else f"{rng.choice(ADJECTIVES)} {NOUNS[number % len(NOUNS)]}"
-        row = {"item_id": f"i{number:03d}", "title": text, "category": NOUNS[number % len(NOUNS)]}
+        row = {"item_id": f"i{number:03d}", "title": text, "category": NOUNS[number % len(NOUNS)] if text else ""}
         rows.append(row | ({"image": rng.normal(size=images).tolist()} if images else {}))
     return rows
 

@@ -1,92 +1,379 @@
-"""Training from a dataset folder to a model repository, in miniature; the figures it reports; its mistakes."""
+"""Training in miniature: what it leaves, that it can be repeated and cut short, on which data and settings it runs."""
 
-import shutil
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 import torch
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+from transformers import BertConfig, BertModel, LlamaModel, Qwen2Config, Qwen2Model
 
-from models import dataset, evaluate, repository, train
-from models.contract import ITEM_ENCODER, SCENARIOS, USER_INTERESTS
-from models.user_tower import UserTower
-from stream.synthetic import synthesize
+from models import benchmark, checkpoint, dataset, evaluate, splits, train
+from models.config import PRESETS, Training
+from models.contract import SCENARIOS
+from models.errors import BadInput
+from models.tiny import llama_config, train_tokenizer
+from tests.models import populations
+from tests.models.populations import as_settings, tiny
 
-REPOSITORY = Path(__file__).parents[2] / "triton_repo"
-ITEM_COLUMNS = ("item_id", "title", "category", "text")
-EVENT_COLUMNS = ("user_id", "item_id", "ts", "scenario", "action", "query")
+ROOT = Path(__file__).parents[2]
+SCRIPT = "import sys; from stream.cli import main; main(sys.argv[1:])"
+STEADY = {"dropout": 0.0, "hidden_ids": 0.0}  # nothing random but what is drawn
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    population = synthesize(users=60, events=2_000, items=200, seed=3)
-    events = [act.record | {"scenario": act.scenario} for act in population.acts]
-    items = [item.model_dump() for item in population.catalogue.items]
-    for name, rows, columns in (("events", events, EVENT_COLUMNS), ("items", items, ITEM_COLUMNS)):
-        table = pa.table({column: [row.get(column) for row in rows] for column in columns})
-        parquet.write_table(table, folder / f"{name}.parquet")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Without texts: quick."""
+    return populations.write(tmp_path_factory.mktemp("bare"), populations.events())
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three scenarios, queries, texts of most items, images."""
+    rows = populations.events(scenarios=SCENARIOS, queries=True)
+    return populations.write(tmp_path_factory.mktemp("whole"), rows, populations.items(images=3))
+
+
+@pytest.fixture(scope="module")
+def once(bare: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("once") / "out"
+    train.train(bare, out, tiny())
+    return out
+
+
+@pytest.fixture(autouse=True)
+def own_precision() -> Iterator[None]:
+    """accelerate keeps that of the first run in a process."""
+    AcceleratorState._reset_state()
+    yield
+    AcceleratorState._reset_state()
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    files = ("item_encoder/item_tower", "item_encoder/codebook", "user_interests/user_tower")
+    return {f"{f} {name}": t for f in files for name, t in load_file(out / f"{f}.safetensors").items()}
+
+
+def lines(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / train.METRICS).read_text().splitlines()]
+
+
+def must_be_same(one: Path, other: Path) -> None:
+    first, second = weights(one), weights(other)
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+    assert (one / train.METRICS).read_text() == (other / train.METRICS).read_text()
+    assert (one / checkpoint.TRAINING).read_text() == (other / checkpoint.TRAINING).read_text()
+
+
+def test_a_checkpoint_describes_itself_and_answers_as_it_was_measured(whole: Path, tmp_path: Path) -> None:
+    figures = train.train(whole, tmp_path, tiny(split="time"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "catalogue.parquet",
+        "features",
+        "item_encoder",
+        "metrics.jsonl",
+        "training.json",
+        "user_interests",
+    ]
+    said = checkpoint.training(tmp_path)
+    assert Training(**said["config"]) == tiny(split="time")
+    assert said["figures"] == figures
+    assert [(line["phase"], line["step"]) for line in lines(tmp_path)] == [
+        ("1 vectors", 1),
+        ("1 vectors", 2),
+        ("2 codes", 3),
+    ]
+    data = dataset.read(whole)
+    towers, codes = benchmark.opened(tmp_path, data, tiny(), tmp_path / train.FEATURES)
+    questions = splits.sample(splits.by_time(data).valid, 20, 0)
+    assert evaluate.watched(towers, data, questions, codes, 12) == figures
+    rows = parquet.read_table(tmp_path / checkpoint.CATALOGUE).to_pydict()
+    assert rows["item_id"] == data.item_ids
+    np.testing.assert_allclose(np.array(rows["embedding"]), towers.items, atol=1e-6)
+    assert [list(code) for code in rows["codes"]] == codes[: data.items].tolist()
+    decoded = towers.users.codebook.decode(codes[: data.items])
+    np.testing.assert_allclose(rows["fidelity"], (decoded * towers.items).sum(dim=1), atol=1e-5)
+    items = checkpoint.load(tmp_path).items
+    encoded = items(data.texts[: data.items], data.item_ids)
+    torch.testing.assert_close(encoded, towers.items, atol=1e-5, rtol=0)
+
+
+def test_a_seed_gives_the_same_twice_and_another_something_else(bare: Path, once: Path, tmp_path: Path) -> None:
+    train.train(bare, tmp_path / "again", tiny())
+    must_be_same(once, tmp_path / "again")
+    train.train(bare, tmp_path / "other", tiny(seed=1))
+    assert lines(tmp_path / "other") != lines(once)
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("method", "call"), [("_epoch", 2), ("_save", 1), ("_save", 2), ("_save", 3), ("calibrate", 1)]
+)
+def test_a_run_that_was_cut_short_ends_where_an_unbroken_one_does(
+    bare: Path, once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, call: int
+) -> None:
+    """Before or between the epochs' lines and states, at the end of a phase, and behind the last epoch."""
+    usual, calls = getattr(train.Run, method), []
+
+    def dies(run: train.Run, *arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == call:
+            raise Killed
+        return usual(run, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Run, method, dies)
+        with pytest.raises(Killed):
+            train.train(bare, tmp_path, tiny())
+    assert not (tmp_path / checkpoint.TRAINING).exists()
+    train.train(bare, tmp_path, tiny())
+    must_be_same(once, tmp_path)
+    assert not (tmp_path / train.STATE).exists()
+
+
+@pytest.mark.parametrize("part", ["_write_catalogue", "shutil"])
+def test_a_kill_while_the_checkpoint_is_written_leaves_none_that_is_not_whole(
+    bare: Path, once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    def dies(*arguments: Any, **_: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint if part != "shutil" else checkpoint.shutil, part.replace("shutil", "rmtree"), dies)
+        with pytest.raises(Killed):
+            train.train(bare, tmp_path, tiny())
+    with pytest.raises(BadInput, match="is no finished checkpoint"):
+        checkpoint.load(tmp_path)
+    train.train(bare, tmp_path, tiny())
+    must_be_same(once, tmp_path)
+
+
+def test_a_killed_process_goes_on(bare: Path, tmp_path: Path) -> None:
+    settings = as_settings(epochs=8, code_epochs=2)
+    command = [sys.executable, "-c", SCRIPT, "train", "--data", str(bare), *settings]
+    with subprocess.Popen(
+        [*command, "--out", str(tmp_path / "killed")], cwd=ROOT, stdout=subprocess.DEVNULL
+    ) as process:
+        state = tmp_path / "killed" / train.STATE
+        while not state.exists() and process.poll() is None:
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert not (tmp_path / "killed" / checkpoint.TRAINING).exists()
+    for out in ("killed", "unbroken"):
+        train.train(bare, tmp_path / out, tiny(epochs=8, code_epochs=2))
+    must_be_same(tmp_path / "killed", tmp_path / "unbroken")
+
+
+def test_an_unfinished_run_wants_its_own_settings_and_data_and_a_finished_one_none(
+    bare: Path, whole: Path, once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dies(*_: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Run, "calibrate", dies)
+        with pytest.raises(Killed):
+            train.train(bare, tmp_path, tiny())
+    before = (tmp_path / train.STATE).read_bytes()
+    for data, settings in ((bare, tiny(epochs=3)), (whole, tiny())):
+        with pytest.raises(BadInput, match="is of a run with other settings or data: give those again"):
+            train.train(data, tmp_path, settings)
+    assert (tmp_path / train.STATE).read_bytes() == before
+    assert not (tmp_path / train.FEATURES).exists()
+    with pytest.raises(BadInput, match="holds a finished checkpoint, which is never overwritten"):
+        train.train(bare, once, tiny())
+
+
+def test_training_ends_early_when_validation_no_longer_improves(bare: Path, tmp_path: Path) -> None:
+    train.train(bare, tmp_path, tiny(epochs=9, code_epochs=5, patience=2, rate=0.0))
+    assert [line["phase"][0] for line in lines(tmp_path)] == ["1"] * 3 + ["2"] * 3
+
+
+def test_the_best_epoch_by_validation_is_kept(bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = iter([0.1, 0.3, 0.2, 0.0])
+    usual = train.Run.validate
+    seen = []
+
+    def validates(run: train.Run) -> dict[str, float]:
+        seen.append({name: value.clone() for name, value in run.objective.state_dict().items()})
+        return usual(run) | {train.WATCHED: next(figures)}
+
+    monkeypatch.setattr(train.Run, "validate", validates)
+    train.train(bare, tmp_path, tiny(epochs=3, code_epochs=0))
+    kept, best, last = seen[3], seen[1], seen[2]
+    same = [torch.equal(kept[name], best[name]) for name in best if "codebook" not in name and "weigh" not in name]
+    assert all(same)
+    assert not torch.equal(best["users.log_scale"], last["users.log_scale"])
+
+
+def test_a_loss_that_is_no_number_ends_training(bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def overflows(objective: train.Objective, losses: train.Losses, counts: list[int]) -> torch.Tensor:
+        return torch.stack([loss for loss, _ in losses.values()]).sum() * torch.inf
+
+    monkeypatch.setattr(train.Objective, "total", overflows)
+    with pytest.raises(BadInput, match="set a lower rate"):
+        train.train(bare, tmp_path, tiny())
+
+
+@pytest.mark.parametrize("accumulate", [3, 100])
+def test_a_step_of_several_batches_takes_the_mean_of_their_gradients(
+    bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accumulate: int
+) -> None:
+    steps: list[list[torch.Tensor]] = []
+
+    class Spy(torch.optim.AdamW):
+        def step(self, closure: Callable[[], float] | None = None) -> None:
+            parameters = self.param_groups[0]["params"]
+            steps.append([torch.zeros(()) if p.grad is None else p.grad.clone() for p in parameters])
+
+    monkeypatch.setattr(train, "optimiser", lambda parameters, rate, decay: Spy(parameters))
+    settings = {"epochs": 1, "code_epochs": 0, "clip": 1e9}
+    train.train(bare, tmp_path / "single", tiny(**settings))
+    batches = steps.copy()
+    steps.clear()
+    train.train(bare, tmp_path / "several", tiny(accumulate=accumulate, **settings))
+    groups = [batches[start : start + accumulate] for start in range(0, len(batches), accumulate)]
+    assert len(steps) == len(groups) < len(batches)
+    for step, group in zip(steps, groups, strict=True):
+        for mine, *theirs in zip(step, *group, strict=True):
+            torch.testing.assert_close(mine, torch.stack(theirs).mean(dim=0), atol=1e-5, rtol=1e-4)
+
+
+def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
+    data = populations.write(tmp_path / "data", populations.events(scenarios=SCENARIOS))
+    settings = {**STEADY, "tokens": 100, "epochs": 2, "code_epochs": 1}
+    script = tmp_path / "facetstream.py"
+    script.write_text(SCRIPT)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    command = [*launch, "train", "--data", str(data), "--out", str(tmp_path / "two"), *as_settings(**settings)]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3_000:]
+    train.train(data, tmp_path / "one", tiny(**settings))
+    for two, one in zip(lines(tmp_path / "two"), lines(tmp_path / "one"), strict=True):
+        assert two.keys() == one.keys()
+        tolerance = 1e-4 if one["phase"] == "1 vectors" else 1e-2  # a code is this or that
+        for name in one:
+            if name.startswith("loss"):
+                assert two[name] == pytest.approx(one[name], abs=tolerance, rel=tolerance), (one["step"], name)
+    ours, theirs = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-2) for name in ours if "codebook" not in name)
+
+
+DATASETS: dict[str, dict[str, Any]] = {
+    "texts": {"scenarios": ("search", "feed"), "queries": True},
+    "texts of queries alone": {"scenarios": ("search", "feed"), "queries": True, "items": None},
+    "no texts": {"items": None},
+    "images alone": {"texts": False, "images": 3},
+    "three scenarios": {"scenarios": SCENARIOS},
+    "few items": {"count": 3},
+}
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_any_dataset_can_be_trained_on(tmp_path: Path, name: str) -> None:
+    about = {"items": True, "texts": True, "images": 0, "count": 24, "scenarios": ("feed",), "queries": False}
+    about |= DATASETS[name]
+    rows = populations.events(items=about["count"], scenarios=about["scenarios"], queries=about["queries"])
+    items = populations.items(about["count"], about["images"]) if about["items"] else []
+    items = items if about["texts"] else [row | {"title": "", "category": ""} for row in items]
+    populations.write(tmp_path / "data", rows, items)
+    figures = train.train(tmp_path / "data", tmp_path / "out", tiny(epochs=1))
+    assert figures["HR@100"] == 1.0
+    towers = checkpoint.load(tmp_path / "out")
+    described = any(row["title"] for row in items) or about["queries"] or about["images"]
+    assert towers.items.config.reads_text == bool(described)
+    if about["count"] == 3:
+        assert towers.users.codebook.config.codewords == 2
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    **{name: values for name, values in PRESETS.items() if name != "quick"},
+    "text alone": {"light_view": "text", "llm_view": "text"},
+    "one interest": {"interests": 1},
+    "bf16": {"precision": "bf16"},
+    "no second phase": {"code_epochs": 0},
+    "no warm-up": {"warmup": 0.0},
+    "no window": {"share_window": 0.0, "share_weights": 0.0},
+    "scales": {"scale_bits": 2},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_part_can_be_left_out_or_changed(whole: Path, tmp_path: Path, name: str) -> None:
+    config = tiny(**{"epochs": 1, "text_steps": 0} | VARIANTS[name])
+    figures = train.train(whole, tmp_path, config)
+    assert figures["HR@100"] == 1.0
+    users = checkpoint.load(tmp_path).users
+    assert (users.config.light_dim, users.config.llm_dim) == (
+        8 * (config.light_view != "none"),
+        8 * (config.llm_view != "none"),
+    )
+    assert users.config.interests == config.interests
+
+
+def test_a_scenario_that_training_never_met_is_answered_as_the_most_frequent(tmp_path: Path) -> None:
+    """Discovery begins after the split, and search holds queries alone: nothing is asked there."""
+    rows = populations.events(users=20, queries=True)
+    rows = [row | ({"scenario": "search"} if "query" in row else {}) for row in rows]
+    late = sorted(row["ts"] for row in rows)[int(len(rows) * 0.85)]
+    rows = [row | ({"scenario": "discovery"} if row["ts"] > late and "query" not in row else {}) for row in rows]
+    populations.write(tmp_path / "data", rows)
+    train.train(tmp_path / "data", tmp_path / "out", tiny(split="time", epochs=1))
+    data, users = dataset.read(tmp_path / "data"), checkpoint.load(tmp_path / "out").users
+    assert users.config.scenarios == (SCENARIOS.index("feed"),)
+    codes = torch.randint(256, (len(data.texts), users.codebook.config.code_bytes)).to(torch.uint8)
+    _, histories = dataset.history(data, codes, data.first[1:], np.arange(data.users), 12)
+    interests, shares = users(histories)
+    assert interests.shape[:2] == (20, 3)
+    for code in range(3):
+        torch.testing.assert_close(interests[:, code], interests[:, 1])
+        torch.testing.assert_close(shares[:, code], shares[:, 1])
+
+
+def save_model(folder: Path, kind: str) -> Path:
+    tokenizer = train_tokenizer(populations.ADJECTIVES + populations.NOUNS, vocabulary=300)
+    size = {"vocab_size": len(tokenizer), "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    torch.manual_seed(5)
+    model = {
+        "bert": lambda: BertModel(BertConfig(**size, intermediate_size=16)),
+        "qwen2": lambda: Qwen2Model(Qwen2Config(**size, intermediate_size=16, num_key_value_heads=1)),
+        "llama": lambda: LlamaModel(llama_config(len(tokenizer), 16, 1, 2)),
+    }[kind]()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder
 
 
-@pytest.fixture
-def empty_repository(tmp_path: Path) -> Path:
-    """Our model repository without weights."""
-    for model in (ITEM_ENCODER, USER_INTERESTS):
-        for name in ("config.pbtxt", "1/model.py"):
-            (tmp_path / model / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(REPOSITORY / model / name, tmp_path / model / name)
-    return tmp_path
+@pytest.mark.parametrize("kind", ["bert", "qwen2"])
+def test_texts_are_read_by_a_model_of_the_users_choice(whole: Path, tmp_path: Path, kind: str) -> None:
+    model = save_model(tmp_path / kind, kind)
+    train.train(whole, tmp_path / "out", tiny(epochs=1, text_model=str(model)))
+    assert checkpoint.load(tmp_path / "out").items.texts.language_model.config.model_type == kind
 
 
-def test_trains_and_fills_a_model_repository(folder: Path, empty_repository: Path, capsys) -> None:
-    sizes = ["--levels", "2", "--codewords", "16", "--scale-bits", "4", "--codebook-version", "9", "--interests", "2"]
-    steps = ["--item-steps", "2", "--user-steps", "2"]
-    train.main(["--data", str(folder), "--out", str(empty_repository), *steps, *sizes])
-    assert "burst" in capsys.readouterr().out
-    tower = UserTower.load(empty_repository / USER_INTERESTS / "1")
-    assert (tower.codebook.config.code_bytes, tower.config.interests) == (2, 2)
-    assert tower.config.training["seed"] == 0
-    config = (empty_repository / USER_INTERESTS / "config.pbtxt").read_text()
-    for key, value in (("codebook_version", 9), ("code_bytes", 2), ("interests", 2)):
-        assert f'key: "{key}" value {{ string_value: "{value}" }}' in config
-    assert sorted(path.name for path in (empty_repository / ITEM_ENCODER).iterdir()) == ["1", "config.pbtxt"]
-
-
-def test_mistakes_are_one_sentence(folder: Path, empty_repository: Path, tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match=r"has no events\.parquet"):
-        train.main(["--data", str(tmp_path), "--out", str(empty_repository)])
-    with pytest.raises(SystemExit, match="is no model repository of ours: item_encoder/config"):
-        train.main(["--data", str(folder), "--out", str(folder)])
-    with pytest.raises(SystemExit, match="codewords must be a power of two, not 100"):
-        train.main(["--data", str(folder), "--out", str(empty_repository), "--codewords", "100"])
-    with pytest.raises(SystemExit, match="1024 items and queries are needed"):
-        train.main(["--data", str(folder), "--out", str(empty_repository), "--codewords", "1024"])
-    with pytest.raises(ValueError, match="0 parameters colour"):
-        repository.set_parameters("", {"colour": 1})
-
-
-def test_examples_split_at_the_cut_and_follow_one_user(folder: Path) -> None:
-    data = dataset.read(folder)
-    codes = torch.zeros(len(data.texts), 3, dtype=torch.uint8)
-    owner = np.repeat(np.arange(data.users), np.diff(data.first))
-    cuts = np.arange(len(data.text))
-    seen = dataset.examples(data, codes, cuts, owner, length=16, window=3)
-    for cut in range(0, len(cuts), 37):
-        first, end = data.first[owner[cut]], data.first[owner[cut] + 1]
-        history = seen.rows[cut][seen.histories.valid[cut]].tolist()
-        assert history == data.text[max(first, cut - 16) : cut].tolist()
-        for scenario in range(len(SCENARIOS)):
-            ahead = np.arange(cut, min(cut + 48, end))
-            wanted = ahead[(data.scenario[ahead] == scenario) & data.wanted[ahead]][:3]
-            mine = seen.present[cut] & (seen.target_scenario[cut] == scenario)
-            assert seen.targets[cut][mine].tolist() == data.text[wanted].tolist()
-
-
-def test_recall_counts_new_items_only() -> None:
-    test = evaluate.Heldout(np.array([0]), np.array([0]), future=[{1, 2}], met=[{0}])
-    scores = torch.tensor([[0.9, 0.8, 0.1, 0.5]])
-    assert evaluate.recall(scores, test, 1) == 0.5
-    assert evaluate.recall(scores, test, 3) == 1.0
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_the_llm_may_be_one_of_the_users_choice(bare: Path, tmp_path: Path, kind: str) -> None:
+    model = save_model(tmp_path / kind, kind)
+    data = dataset.read(bare)
+    tower = train.user_tower(data, splits.leave_one_out(data), tiny(llm=str(model)))
+    theirs = load_file(model / "model.safetensors")
+    for name, weight in tower.refiner.llm.state_dict().items():
+        assert torch.equal(weight, theirs[name])
+    train.train(bare, tmp_path / "out", tiny(epochs=1, llm=str(model)))
+    assert checkpoint.load(tmp_path / "out").users.config.llm["model_type"] == kind
