@@ -158,7 +158,7 @@ class Objective(nn.Module):
         targets = pool.vectors[window.clamp_min(0)]
         query = match(queries, targets, present)
         row, place = present.nonzero(as_tuple=True)
-        scale = self.users.scales().norm()
+        scale = self.users.fused_scale()
         negatives = pool.vectors[pool.drawn[:NEGATIVES]]
         masked = near_duplicates(targets[row, place], negatives)
         chosen = queries[row, query[row, place], None]

@@ -123,6 +123,11 @@ class UserTower(nn.Module):
         """The learned inverse temperatures [2] of the branches, within 1..100."""
         return self.log_scale.exp().clamp(1, 100)
 
+    def fused_scale(self) -> Tensor:
+        """The inverse temperature of fused interests, by which `fuse` divides; a branch that is left out has none."""
+        c = self.config
+        return self.scales()[[c.light_dim > 0, c.llm_dim > 0]].norm()
+
     def fuse(self, light: Tensor, refined: Tensor) -> Tensor:
         """Unit interests [..., dim] of those of the branches."""
         scales = self.scales()
