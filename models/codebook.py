@@ -15,6 +15,7 @@ codewords and mean scales are refined together, by least squares for given codes
 
 import json
 from dataclasses import asdict, dataclass, replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +34,7 @@ BEAM = 8  # choices followed per level when encoding
 CHUNK_SCORES = 2**20  # vectors × BEAM × codewords scored at once: stays in the cache
 FIT_ROWS = 65_536  # vectors a codebook is fitted on, at most; more where there are many codewords
 FIT_ROWS_PER_CODEWORD = 64
-ROWS_PER_CODEWORD = 4  # at least, where the catalogue decides how many codewords there are
+ROWS_PER_CODEWORD = 2  # at least, where the catalogue decides how many codewords there are
 REFINEMENTS = 4
 SWEEPS = 10  # over the levels, per refinement
 RIDGE = 2.0  # vectors' worth of trust in a codeword as it was: rare ones are not fitted to chance
@@ -156,6 +157,13 @@ class ResidualCodebook(nn.Module):
             "code_bytes": self.config.code_bytes,
             "times_smaller": 4 * self.config.dim / self.config.code_bytes,  # than float32
         }
+
+    def content_version(self) -> int:
+        """1..65535, from what the codes mean: other codewords, another version, but for one chance in 65,535."""
+        digest = blake2b(digest_size=8)
+        for tensor in (self.codewords, self.mean_scales, self.ratios):
+            digest.update(tensor.cpu().numpy().tobytes())
+        return 1 + int.from_bytes(digest.digest(), "big") % 65_535
 
     def save(self, folder: Path) -> None:
         """Writes `codebook.safetensors` in `folder`, whole or not at all; version and config are its metadata."""

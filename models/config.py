@@ -24,10 +24,10 @@ class Training:
     dim: int = 64  # components of a view
     hidden_ids: float = 0.1  # share of items whose id is hidden in a step
     # codebook: a code is at most 4 bytes
-    levels: int = 3
-    codewords: int = 1_024  # per level; fewer where the catalogue cannot fill them
+    levels: int = 2
+    codewords: int = 4_096  # per level; fewer where the catalogue cannot fill them
     scale_bits: int = 0  # per level
-    codebook_version: int = 1
+    codebook_version: int = 0  # 1..65535; 0: from its content
     # user tower
     interests: int = 4  # K, per scenario
     light: Literal["sasrec", "comirec"] = "sasrec"

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,11 @@ CLIP = 1.0
 
 
 def optimiser(parameters: Iterable[nn.Parameter], rate: float, decay: float) -> torch.optim.AdamW:
-    return torch.optim.AdamW(list(parameters), lr=rate, weight_decay=decay)
+    """Matrices decay; biases, norms and temperatures do not."""
+    known = list(parameters)
+    matrices: dict[str, Any] = {"params": [p for p in known if p.dim() > 1]}
+    others: dict[str, Any] = {"params": [p for p in known if p.dim() <= 1], "weight_decay": 0.0}
+    return torch.optim.AdamW([matrices, others], lr=rate, weight_decay=decay)
 
 
 def schedule(adam: torch.optim.Optimizer, steps: int, warmup: float) -> torch.optim.lr_scheduler.LambdaLR:

@@ -85,7 +85,8 @@ def train(folder: Path, out: Path, config: Training, start: Path | None = None) 
         run.objective.read_through_codes(towers.users.codebook)
     else:
         run.phase("1 vectors", config.epochs, config.rate)
-        run.objective.read_through_codes(fitted(run.objective, towers.users))
+        fit_codebook(run.objective, towers.users, config)
+        run.objective.read_through_codes(towers.users.codebook)
     run.phase("2 codes", config.code_epochs, config.rate / 2)
     run.calibrate()
     figures = run.validate()
@@ -138,7 +139,12 @@ def user_tower(data: Behaviour, split: Split, config: Training) -> UserTower:
     light_dim = config.dim * (config.light_view != "none")
     llm_dim = config.dim * (config.llm_view != "none")
     book = CodebookConfig(
-        light_dim + llm_dim, config.levels, config.codewords, config.scale_bits, config.codebook_version, config.seed
+        light_dim + llm_dim,
+        config.levels,
+        config.codewords,
+        config.scale_bits,
+        config.codebook_version or 1,
+        config.seed,
     ).for_items(len(data.texts))
     if book.code_bytes > 4:
         raise BadInput(f"levels, codewords and scale_bits make codes of {book.code_bytes} bytes; a record has 4")
@@ -192,9 +198,14 @@ def read_catalogue(data: Behaviour, items: ItemTower, config: Training, cache: P
     return Catalogue(items.with_images(states, rows), rows, config.hidden_ids)
 
 
-def fitted(objective: Objective, users: UserTower) -> ResidualCodebook:
-    """A codebook of the item vectors."""
-    return ResidualCodebook.fit(objective.vectors().cpu(), CodebookConfig(**users.config.codebook))
+def fit_codebook(objective: Objective, users: UserTower, config: Training) -> None:
+    """Gives `users` a codebook of the item vectors, with a version of its own."""
+    vectors = objective.vectors()
+    book = ResidualCodebook.fit(vectors.cpu(), CodebookConfig(**users.config.codebook))
+    if not config.codebook_version:
+        book.config = replace(book.config, version=book.content_version())
+    users.codebook = book.to(vectors.device)
+    users.config = replace(users.config, codebook=asdict(book.config))
 
 
 class Run:

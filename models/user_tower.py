@@ -23,6 +23,7 @@ from models.contract import DIM, SCENARIOS
 from models.events import EventEncoder, Histories
 from models.files import write_tensors
 from models.light import InterestHead, LightRecommender, SelfAttentive
+from models.loss import bounded
 from models.refine import Refiner
 
 FILE = "user_tower.safetensors"
@@ -121,12 +122,13 @@ class UserTower(nn.Module):
 
     def scales(self) -> Tensor:
         """The learned inverse temperatures [2] of the branches, within 1..100."""
-        return self.log_scale.exp().clamp(1, 100)
+        return bounded(self.log_scale)
 
     def fused_scale(self) -> Tensor:
         """The inverse temperature of fused interests, by which `fuse` divides; a branch that is left out has none."""
         c = self.config
-        return self.scales()[[c.light_dim > 0, c.llm_dim > 0]].norm()
+        scale: Tensor = self.scales()[[c.light_dim > 0, c.llm_dim > 0]].norm()
+        return scale
 
     def fuse(self, light: Tensor, refined: Tensor) -> Tensor:
         """Unit interests [..., dim] of those of the branches."""

@@ -186,12 +186,12 @@ def test_a_small_catalogue_gets_as_many_codewords_as_it_can_fill(items: int) -> 
     config = CodebookConfig(codewords=1_024)
     fitting = config.for_items(items)
     assert 2 <= fitting.codewords <= 1_024
-    assert fitting.codewords <= max(2, items // 4)
-    assert (items < 8) or fitting.codewords == 1_024 or fitting.codewords * 2 > items // 4
+    assert fitting.codewords <= max(2, items // 2)
+    assert (items < 4) or fitting.codewords == 1_024 or fitting.codewords * 2 > items // 2
 
 
 def test_what_cannot_be_a_codebook_is_refused() -> None:
-    with pytest.raises(BadInput, match="10 items cannot fill 16 codewords; set codewords to 2 or less"):
+    with pytest.raises(BadInput, match="10 items cannot fill 16 codewords; set codewords to 4 or less"):
         ResidualCodebook.fit(torch.randn(10, 16), CodebookConfig(dim=16, codewords=16))
     with pytest.raises(BadInput, match="1 items cannot fill 2 codewords; a codebook needs at least 2"):
         ResidualCodebook.fit(torch.randn(1, 16), CodebookConfig(dim=16, codewords=2))
