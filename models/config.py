@@ -100,7 +100,7 @@ def _value(name: str, text: str, kind: Any) -> Any:
 
 
 def _refuse(config: Training) -> None:
-    least = {"patience": 1, "epochs": 1, "code_epochs": 0, "seed": 0, "text_steps": 0}
+    least = {"patience": 1, "codebook_version": 0, "epochs": 1, "code_epochs": 0, "seed": 0, "text_steps": 0}
     for field in fields(config):
         value = getattr(config, field.name)
         if field.type is int and value < least.get(field.name, 1 if field.name != "scale_bits" else 0):
