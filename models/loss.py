@@ -16,18 +16,13 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.contract import SCENARIOS
-from models.kmeans import sinkhorn_prices
 from models.matching import SAME, match
 
 NEAR_DUPLICATE = 0.98  # cosine above which a negative counts as the target itself
 SCALES = (1.0, 100.0)  # bounds of the inverse temperature
 CHUNK_SCORES = 2**22  # scores held at once by `full_softmax`: 16 MB; larger is slower on a CPU
-SPREAD = 0.05  # share of the loss that goes to all queries of the scenario
-WEIGHT_SHARE = 0.1  # of the weights' cross-entropy
 
 
 class InfoNCE(nn.Module):
@@ -138,27 +133,3 @@ def _largest(scores: list[Tensor]) -> Tensor:
     for more in scores[1:]:
         best = torch.maximum(best, more)
     return best
-
-
-def nearest_query(similarity: Tensor, scenario: Tensor) -> Tensor:
-    """The query [M] that each target trains, given its similarity [M, K] to the K queries of its `scenario` [M].
-
-    The most similar one (ComiRec), at prices that share a batch's targets of a scenario out evenly (ours): without them
-    the query that is nearest at the start gets every target and the others nothing. RED-Rec clusters each user's
-    targets and matches clusters to queries instead, which is left to a later version.
-    """
-    priced = similarity.detach().clone()
-    for code in range(len(SCENARIOS)):
-        rows = scenario == code
-        priced[rows] += sinkhorn_prices(priced[rows])
-    return priced.argmax(dim=-1)
-
-
-def interest_loss(losses: Tensor, weight_logits: Tensor, query: Tensor) -> Tensor:
-    """The mean loss of M targets, given those against all K queries [M, K] and the one each trains [M].
-
-    The weights learn which query that will be. A share SPREAD goes to all K queries, so that none strays (ours).
-    """
-    chosen = losses.gather(-1, query[:, None])[:, 0]
-    weight = F.cross_entropy(weight_logits, query, reduction="none")
-    return ((1 - SPREAD) * chosen + SPREAD * losses.mean(dim=-1) + WEIGHT_SHARE * weight).mean()

@@ -157,18 +157,6 @@ def try_out(towers: Towers) -> dict[str, Columns]:
     return {model: {name: np.asarray(column) for name, column in found.items()} for model, found in answers.items()}
 
 
-def write(repository: Path, items: ItemTower, codebook: ResidualCodebook, users: UserTower) -> None:
-    """Replaces version 1 of both models, for `models.train`; everything else makes a new version with `export`."""
-    parameters = Towers(items, codebook, users).parameters
-    for model, parts in ((ITEM_ENCODER, (items, codebook)), (USER_INTERESTS, (users,))):
-        folder, config = repository / model / "1", repository / model / "config.pbtxt"
-        for part in parts:
-            part.save(folder)
-        for path in filter(Path.is_file, folder.rglob("*")):
-            path.chmod(0o644)
-        config.write_text(configured(config, parameters))
-
-
 def configured(config: Path, parameters: dict[str, int]) -> str:
     """The text of a config.pbtxt with the parameters that it states set to those of the weights, in the warm-up too."""
     text = config.read_text()
