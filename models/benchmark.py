@@ -49,7 +49,7 @@ def run(
 ) -> Benchmark:
     """Ask the checkpoint in `trained`, through codes and without, the questions of the dataset in `folder`; and, where
     `triton` is an address, the one that is served there."""
-    config = Training(**checkpoint.training(trained)["config"])
+    config = checkpoint.config(trained)
     data = dataset.read(folder)
     split = splits.SPLITS[config.split](data)
     questions = splits.sample(getattr(split, part), limit, config.seed)

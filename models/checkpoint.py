@@ -9,7 +9,7 @@ metrics.jsonl     a line for every epoch
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models import repository
+from models.config import Training
 from models.contract import ITEM_ENCODER, USER_INTERESTS
 from models.dataset import Behaviour
 from models.errors import BadInput
@@ -66,16 +67,29 @@ def save(out: Path, towers: Checkpoint, data: Behaviour, vectors: Tensor, codes:
 
 def load(folder: Path) -> Checkpoint:
     """The checkpoint in `folder`. Raises `BadInput` where there is none, or one of another version."""
-    if not (folder / TRAINING).exists():
-        raise BadInput(f"{folder} is no finished checkpoint: {TRAINING} is missing; `facetstream train` makes one")
+    _refuse_unfinished(folder)
     towers = repository.load(folder / ITEM_ENCODER, folder / USER_INTERESTS)
     return Checkpoint(towers.items, towers.users)
 
 
 def training(folder: Path) -> dict[str, Any]:
     """What training said of the checkpoint in `folder`: `config` and `figures`."""
+    _refuse_unfinished(folder)
     said: dict[str, Any] = json.loads((folder / TRAINING).read_text())
     return said
+
+
+def config(folder: Path) -> Training:
+    """The settings that the checkpoint in `folder` was trained with. Raises `BadInput` for those of another version."""
+    stored = training(folder)["config"]
+    if odd := stored.keys() ^ {field.name for field in fields(Training)}:
+        raise BadInput(f"{folder} is a checkpoint of another version of Facetstream ({min(odd)}): train it anew")
+    return Training(**stored)
+
+
+def _refuse_unfinished(folder: Path) -> None:
+    if not (folder / TRAINING).exists():
+        raise BadInput(f"{folder} is no finished checkpoint: {TRAINING} is missing; `facetstream train` makes one")
 
 
 def _write_catalogue(path: Path, data: Behaviour, vectors: Tensor, codes: Tensor, users: UserTower) -> None:

@@ -68,22 +68,24 @@ PRESETS: dict[str, dict[str, Any]] = {
     "comirec": {"light": "comirec", "llm_view": "none", "share_window": 0.0, "share_weights": 0.0},
     "light": {"llm_view": "none"},
     "llm": {"light_view": "none"},
+    "cold": {"light_view": "text", "llm_view": "text", "dim": 32},  # items that come are new to the model
     "quick": {"epochs": 4, "code_epochs": 1},
 }
 
 
-def configured(preset: str, settings: tuple[str, ...], **given: Any) -> Training:
-    """A preset with `name=value` settings on top. Raises `BadInput` for what is not there or not of its type."""
+def configured(preset: str, settings: tuple[str, ...], base: Training | None = None, **given: Any) -> Training:
+    """`base`, a preset, what is `given` and `name=value` settings, each on top of those before. Raises `BadInput` for
+    what is not there or not of its type."""
     if preset not in PRESETS:
         raise BadInput(f"there is no preset {preset!r}; there are {', '.join(PRESETS)}")
     known = {field.name: field.type for field in fields(Training)}
-    values = dict(PRESETS[preset])
+    values = PRESETS[preset] | given
     for setting in settings:
         name, equals, text = setting.partition("=")
         if not equals or name not in known:
             raise BadInput(f"--set {setting}: give name=value with a name of {', '.join(known)}")
         values[name] = _value(name, text, known[name])
-    config = replace(Training(), **values, **given)
+    config = replace(base or Training(), **values)
     _refuse(config)
     return config
 
@@ -114,5 +116,8 @@ def _refuse(config: Training) -> None:
         raise BadInput("light_view and llm_view are both none: at least one branch is needed")
     if config.interests > 10:
         raise BadInput(f"interests={config.interests}: at most 10 can be matched exactly")
+    for name, heads in (("width", config.heads), ("llm_hidden", config.llm_heads)):
+        if (size := getattr(config, name)) % (2 * heads):
+            raise BadInput(f"{name}={size}: its {heads} heads need a multiple of {2 * heads} for rotary positions")
     if config.length < 2:
         raise BadInput(f"length={config.length}: a stretch needs two events")

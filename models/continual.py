@@ -4,6 +4,8 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+from accelerate import PartialState
+
 from models import benchmark, checkpoint, dataset, evaluate, splits
 from models.config import Training
 from models.dataset import Behaviour
@@ -15,18 +17,28 @@ def train_on(folder: Path, out: Path, config: Training, start: Path) -> dict[str
     """Go on from the checkpoint `start` with the events in `folder`, and compare both on the newest hour of them, which
     was neither trained nor validated on. Raises `BadInput`, and leaves no `out`, where the new one is worse there."""
     checkpoint.refuse_finished(out)
+    if out.exists() and any(out.iterdir()):
+        raise BadInput(f"{out} is not empty: give another --out")
+    processes, out = PartialState(), out.resolve()
     config, trial = replace(config, split="newest-hours"), out.with_name(f"{out.name}.trial")
-    shutil.rmtree(trial, ignore_errors=True)
-    figures = train(folder, trial, config, start)
-    data = dataset.read(folder)
-    before, after = (_newest_hour(path, data, config, trial / FEATURES) for path in (start, trial))
-    if after < before:
-        shutil.rmtree(trial)
-        raise BadInput(
-            f"{WATCHED} on the newest hour of {folder} would fall from {before:.4f} to {after:.4f}: nothing was kept; "
-            f"keep serving {start}, or train anew on more events"
-        )
-    trial.replace(out)
+    if processes.is_main_process:
+        shutil.rmtree(trial, ignore_errors=True)  # of a run that was killed
+    processes.wait_for_everyone()
+    try:
+        figures = train(folder, trial, config, start)
+        data = dataset.read(folder)
+        before, after = (_newest_hour(path, data, config, trial / FEATURES) for path in (start, trial))
+        processes.wait_for_everyone()
+        if after < before:
+            raise BadInput(
+                f"{WATCHED} on the newest hour of {folder} would fall from {before:.4f} to {after:.4f}: nothing was "
+                f"kept; keep serving {start}, or train anew on more events"
+            )
+        if processes.is_main_process:
+            trial.replace(out)
+    finally:
+        if processes.is_main_process:
+            shutil.rmtree(trial, ignore_errors=True)
     return figures | {f"{WATCHED}, newest hour, before": before, f"{WATCHED}, newest hour": after}
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.lib import format
 from numpy.typing import NDArray
+from rich.console import Console
 from rich.progress import Progress
 
 from models.text_encoder import TextEncoder
@@ -59,7 +60,7 @@ def _encode_all(encoder: TextEncoder, texts: Sequence[str], path: Path) -> None:
     done = int(count.read_text()) if aside.exists() and count.exists() else 0
     shape = (len(texts), encoder.width)
     rows = format.open_memmap(aside, "r+" if done else "w+", np.float32, None if done else shape)  # type: ignore[no-untyped-call]
-    with Progress() as progress:
+    with Progress(console=Console(stderr=True)) as progress:  # a command's answer may be JSON
         task = progress.add_task("texts", total=len(texts), completed=done)
         for start in range(done, len(texts), BATCH_ROWS):
             batch = order[start : start + BATCH_ROWS]

@@ -23,12 +23,18 @@ def command(data: Path, out: Path, preset: str, settings: tuple[str, ...], seed:
     A run that was cut short goes on when the same command is given again. On several GPUs or processes:
     torchrun --nproc-per-node N $(which facetstream) train ...
 
-    With --resume the item vectors and the codebook stay what they are, so that all that is stored can still be read,
-    and the checkpoint is kept only if it answers the newest hour of --data no worse than the old one.
+    With --resume the settings are those of the old checkpoint where none are given, the item vectors and the codebook
+    stay what they are, so that all that is stored can still be read, and the new checkpoint is kept only if it answers
+    the newest hour of --data no worse than the old one.
     """
-    config = configured(preset, settings, seed=seed)
-    from models import continual
-    from models.train import train
+    if resume:
+        from models import checkpoint, continual
 
-    figures = continual.train_on(data, out, config, resume) if resume else train(data, out, config)
+        config = configured(preset, settings, checkpoint.config(resume), seed=seed)
+        figures = continual.train_on(data, out, config, resume)
+    else:
+        config = configured(preset, settings, seed=seed)
+        from models.train import train
+
+        figures = train(data, out, config)
     click.echo(f"{out}: " + ", ".join(f"{name} {value:.4f}" for name, value in figures.items()))

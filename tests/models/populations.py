@@ -67,14 +67,15 @@ def events(
     scenarios: Sequence[str] = ("feed",),
     queries: bool = False,
     seed: int = 0,
+    pace_ms: int = MINUTE_MS,
 ) -> list[dict[str, Any]]:
-    """Users with about `length` events, a minute apart, each drawn to a third of the items."""
+    """Users with about `length` events, a minute or `pace_ms` apart, each drawn to a third of the items."""
     rng = np.random.default_rng(seed)
     rows = []
     for user in range(users):
-        taste, ts = int(rng.integers(3)), START_MS + int(rng.integers(MINUTE_MS))
+        taste, ts = int(rng.integers(3)), START_MS + int(rng.integers(pace_ms))
         for _ in range(int(rng.integers(max(3, length - 4), length + 5))):
-            ts += int(rng.integers(1, 2 * MINUTE_MS))
+            ts += int(rng.integers(1, 2 * pace_ms))
             row = {"user_id": f"u{user:02d}", "ts": ts, "scenario": str(rng.choice(scenarios)), "action": "click"}
             if queries and rng.random() < 0.2:
                 row |= {"query": " ".join((rng.choice(ADJECTIVES), rng.choice(NOUNS))), "action": "search"}

@@ -1,0 +1,106 @@
+"""Going on from a checkpoint with fresh events: kept when no worse on the newest hour, else as if nothing had been."""
+
+from pathlib import Path
+
+import pyarrow.parquet as parquet
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from models import checkpoint, continual, train
+from models.errors import BadInput
+from models.train import WATCHED
+from stream import cli
+from tests.models import populations
+from tests.models.populations import MINUTE_MS, tiny
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("served")
+    data = populations.write(folder / "data", populations.events(queries=True), populations.items())
+    train.train(data, folder / "checkpoint", tiny(epochs=1, interests=3))
+    return folder / "checkpoint"
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Some hours of events, on the items that are known and on two new ones."""
+    events = populations.events(items=26, queries=True, pace_ms=20 * MINUTE_MS, seed=5)
+    return populations.write(tmp_path_factory.mktemp("fresh"), events, populations.items(26))
+
+
+def run(data: Path, out: Path, start: Path, *settings: str) -> int:
+    return cli.run(["train", "--data", str(data), "--out", str(out), "--resume", str(start), *settings])
+
+
+def test_what_is_stored_can_still_be_read(
+    served: Path, fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = iter([0.1, 0.2])
+    monkeypatch.setattr(continual, "_newest_hour", lambda *_: next(figures))
+    before = {path: path.read_bytes() for path in served.rglob("*") if path.is_file()}
+    assert run(fresh, tmp_path / "new", served, "--set", "rate=0.01") == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+    assert {path: path.read_bytes() for path in served.rglob("*") if path.is_file()} == before
+    names = ("item_encoder/item_tower.safetensors", "item_encoder/codebook.safetensors")
+    for name in names:
+        old, new = load_file(served / name), load_file(tmp_path / "new" / name)
+        assert old.keys() == new.keys()
+        assert all(torch.equal(old[key], new[key]) for key in old)
+    old, new = (load_file(folder / "user_interests/user_tower.safetensors") for folder in (served, tmp_path / "new"))
+    assert not torch.equal(old["refiner.queries"], new["refiner.queries"])
+    old, new = (parquet.read_table(folder / checkpoint.CATALOGUE).to_pylist() for folder in (served, tmp_path / "new"))
+    known = {row["item_id"]: row for row in new}
+    assert len(new) == len(old) + 2
+    for row in old:
+        assert row["codes"] == known[row["item_id"]]["codes"]
+        assert row["embedding"] == pytest.approx(known[row["item_id"]]["embedding"], abs=1e-5)
+    config = checkpoint.config(tmp_path / "new")
+    assert (config.interests, config.dim, config.split, config.rate) == (3, 8, "newest-hours", 0.01)
+
+
+def test_one_that_is_no_worse_is_kept_by_its_figures_on_the_newest_hour(
+    served: Path, fresh: Path, tmp_path: Path
+) -> None:
+    config = tiny(rate=0.0, interests=3)
+    figures = continual.train_on(fresh, tmp_path / "new", config, served)
+    assert figures[f"{WATCHED}, newest hour"] == figures[f"{WATCHED}, newest hour, before"]
+    assert (tmp_path / "new" / checkpoint.TRAINING).exists()
+
+
+def test_a_worse_one_is_refused_and_nothing_is_left(
+    served: Path, fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures = iter([0.5, 0.4])
+    monkeypatch.setattr(continual, "_newest_hour", lambda *_: next(figures))
+    assert run(fresh, tmp_path / "new", served) == 2
+    error = capsys.readouterr().err
+    assert "would fall from 0.5000 to 0.4000: nothing was kept; keep serving" in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_gone_on_from_is_refused_and_nothing_is_left(
+    served: Path, fresh: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    strange = populations.write(
+        tmp_path / "strange",
+        [row | {"item_id": "x" + row["item_id"]} for row in populations.events(26, 26, pace_ms=20 * MINUTE_MS, seed=5)],
+    )
+    short = populations.write(tmp_path / "short", populations.events(length=5))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "note").touch()
+    before = sorted(tmp_path.rglob("*"))
+    for data, out, start, message in (
+        (fresh, "new", tmp_path / "none", "is no finished checkpoint"),
+        (strange, "new", served, "knows no item of this dataset: train anew"),
+        (short, "new", served, "continual training needs more than two hours of events"),
+        (tmp_path / "full", "new", served, "has no events.parquet"),
+        (fresh, "full", served, "is not empty: give another --out"),
+    ):
+        assert run(data, tmp_path / out, start) == 2
+        error = capsys.readouterr().err.replace("\n", " ")
+        assert message in error
+        assert sorted(tmp_path.rglob("*")) == before
+    with pytest.raises(BadInput, match="finished checkpoint"):
+        continual.train_on(fresh, served, tiny(), served)
