@@ -43,5 +43,5 @@ class Served:
             asked.set_data_from_numpy(array)
             inputs.append(asked)
         answer = self._client.infer(USER_INTERESTS, inputs)
-        interests, weights = (torch.from_numpy(answer.as_numpy(tensor.name)) for tensor in USER_INTERESTS_OUTPUTS)
+        interests, weights = (torch.tensor(answer.as_numpy(tensor.name)) for tensor in USER_INTERESTS_OUTPUTS)
         return interests, weights
