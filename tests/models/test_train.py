@@ -23,7 +23,7 @@ from models.config import PRESETS, Training
 from models.contract import SCENARIOS
 from models.errors import BadInput
 from models.tiny import llama_config, train_tokenizer
-from tests.models import populations
+from tests.models import descent, populations
 from tests.models.populations import as_settings, tiny
 
 ROOT = Path(__file__).parents[2]
@@ -254,16 +254,16 @@ def test_a_step_of_several_batches_takes_the_mean_of_their_gradients(
             torch.testing.assert_close(mine, torch.stack(theirs).mean(dim=0), atol=1e-5, rtol=1e-4)
 
 
-def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
+def test_two_processes_learn_what_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = populations.write(tmp_path / "data", populations.events(scenarios=SCENARIOS))
-    settings = {**STEADY, "tokens": 100, "epochs": 2, "code_epochs": 1}
-    script = tmp_path / "facetstream.py"
-    script.write_text(SCRIPT)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    settings = {**STEADY, "tokens": 100, "epochs": 3, "code_epochs": 1, "rate": 0.01, "clip": 1e6}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    launch += ["-m", "tests.models.descent"]
     command = [*launch, "train", "--data", str(data), "--out", str(tmp_path / "two"), *as_settings(**settings)]
     environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3_000:]
+    descent.install(monkeypatch.setattr)
     train.train(data, tmp_path / "one", tiny(**settings))
     for two, one in zip(lines(tmp_path / "two"), lines(tmp_path / "one"), strict=True):
         assert two.keys() == one.keys()
@@ -271,6 +271,8 @@ def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
         for name in one:
             if name.startswith("loss"):
                 assert two[name] == pytest.approx(one[name], abs=tolerance, rel=tolerance), (one["step"], name)
+    before, after = lines(tmp_path / "one")[0], lines(tmp_path / "one")[2]
+    assert after["loss, next light"] < 0.95 * before["loss, next light"], "and there was something to learn"
     ours, theirs = weights(tmp_path / "one"), weights(tmp_path / "two")
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-2) for name in ours if "codebook" not in name)
 
@@ -321,8 +323,8 @@ def test_every_part_can_be_left_out_or_changed(whole: Path, tmp_path: Path, name
     assert figures["HR@100"] == 1.0
     users = checkpoint.load(tmp_path).users
     assert (users.config.light_dim, users.config.llm_dim) == (
-        8 * (config.light_view != "none"),
-        8 * (config.llm_view != "none"),
+        config.dim * (config.light_view != "none"),
+        config.dim * (config.llm_view != "none"),
     )
     assert users.config.interests == config.interests
 
