@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from models.codebook import ResidualCodebook
 from models.item_vectors import ItemVectors
-from models.loss import info_nce, near_duplicates
+from models.loss import NEAR_DUPLICATE, info_nce, near_duplicates
 from models.matching import match
 from models.sequences import NONE, Sequences
 from models.softmax import cross_entropy
@@ -156,7 +156,7 @@ class Objective(nn.Module):
         window, queries = window[at], self.users.fuse(found.light[at], found.refined[at])  # [M, W], [M, K, D]
         present = window != NONE
         targets = pool.vectors[window.clamp_min(0)]
-        query = match(queries, targets, present)
+        query = match(queries, targets, present, NEAR_DUPLICATE)
         row, place = present.nonzero(as_tuple=True)
         scale = self.users.fused_scale()
         negatives = pool.vectors[pool.drawn[:NEGATIVES]]

@@ -1,14 +1,18 @@
 """What the README tells people to type does what it says."""
 
+import importlib
 import json
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from stream.cli import COMMANDS
 from stream.retrieval import request_body
 from stream.settings import Settings, variable
 from tests.conftest import ROOT
@@ -116,3 +120,21 @@ def test_the_event_in_the_readme_is_valid(user_folder: Path) -> None:
     (found,) = re.findall(r"```json\n(\{.*?\})\n```", README, re.DOTALL)
     (user_folder / "one.jsonl").write_text(json.dumps(json.loads(found) | {"scenario": "feed"}))
     assert "1" in run(user_folder, "facetstream validate one.jsonl")
+
+
+@pytest.mark.parametrize("line", re.findall(r"^(?:[A-Z_]+=\S+ )?facetstream (.+)$", "\n".join(BLOCKS), re.MULTILINE))
+def test_every_command_takes_its_options(line: str) -> None:
+    name, *arguments = shlex.split(line, comments=True)
+    command = importlib.import_module(COMMANDS[name][0]).command
+    command.make_context(name, arguments, resilient_parsing=False)
+
+
+def test_own_models_are_trained_measured_and_exported(tmp_path: Path) -> None:
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    shutil.copytree(ROOT / "triton_repo", tmp_path / "triton_repo", ignore=shutil.ignore_patterns("__pycache__"))
+    run(tmp_path, "facetstream synthesize --out my-data --users 40 --events 1200 --items 100")
+    quick = "--preset quick --set epochs=1 --set text_steps=2"
+    said = run(tmp_path, block("facetstream export --checkpoint my-checkpoint ").replace(" train ", f" train {quick} "))
+    assert "popularity" in said
+    assert (tmp_path / "my-report" / "report.md").exists()
+    assert {path.name for path in (tmp_path / "triton_repo" / "user_interests").glob("2/*")} >= {"model.py"}
