@@ -2,9 +2,9 @@
 
     python -m tests.bench.interests --data DIR --out DIR [--text-model DIR] [--seeds 0 1 2] [--only NAME ...]
 
-Every run trains and evaluates as `facetstream train` and `facetstream evaluate` do, and leaves a JSON file in --out; what
-is there is not run again. At the end the table of medians is printed and written to road.md. Settings were chosen on
-validation; the test split is looked at here, once per run.
+Every run trains and evaluates as `facetstream train` and `facetstream evaluate` do, and leaves a JSON file in --out;
+what is there is not run again. At the end the table of medians is printed and written to road.md. Settings were chosen
+on validation; the test split is looked at here, once per run.
 """
 
 import argparse
