@@ -19,6 +19,7 @@ from rich.progress import Progress
 from models.text_encoder import TextEncoder
 
 BATCH_ROWS = 128  # texts encoded at once: bounds the tokens held to BATCH_ROWS × max_tokens
+UNSAID = ("_name_or_path", "architectures", "dtype", "transformers_version")  # set by saving; the weights tell
 SAVE_ROWS = 64 * BATCH_ROWS  # at most these are encoded again after a stop
 
 
@@ -41,8 +42,9 @@ def text_features(encoder: TextEncoder, texts: Sequence[str], cache: Path) -> ND
 def fingerprint(encoder: TextEncoder, texts: Sequence[str]) -> str:
     """Hexadecimal, of everything that the features depend on: weights, tokenizer, length limit, texts and order."""
     digest = blake2b(digest_size=16)
-    config = encoder.language_model.config.to_dict() | {"_name_or_path": None}
-    digest.update(repr((encoder.max_tokens, sorted(config.items(), key=str), _tokenizer(encoder))).encode())
+    config = encoder.language_model.config.to_dict()
+    config = sorted((name, value) for name, value in config.items() if name not in UNSAID)
+    digest.update(repr((encoder.max_tokens, config, _tokenizer(encoder))).encode())
     for name, tensor in encoder.state_dict().items():
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)

@@ -122,6 +122,12 @@ def test_another_model_text_order_or_limit_is_another_file(encoder: TextEncoder)
     assert len({*seen, fingerprint(encoder, TEXTS)}) == 6
 
 
+def test_a_saved_encoder_finds_the_features_of_the_one_it_was(encoder: TextEncoder, tmp_path: Path) -> None:
+    before = fingerprint(encoder, TEXTS)
+    encoder.save(tmp_path)
+    assert fingerprint(TextEncoder.over(tmp_path, encoder.max_tokens), TEXTS) == before
+
+
 def test_a_run_that_was_stopped_goes_on(encoder: TextEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(features_module, "BATCH_ROWS", 2)
     monkeypatch.setattr(features_module, "SAVE_ROWS", 4)
