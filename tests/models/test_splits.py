@@ -11,11 +11,12 @@ from models.dataset import Behaviour
 from models.errors import BadInput
 
 ITEMS = 6
+TICK_MS = 600_000  # ten minutes: a population spans some hours
 VIEW, SKIP = ACTIONS.index("view"), ACTIONS.index("skip")
 
 
 def behaviour(users: list[list[tuple[int, int, int]]]) -> Behaviour:
-    """One list of (text, time, action) per user; texts from ITEMS on are queries."""
+    """One list of (text, time in TICK_MS, action) per user; texts from ITEMS on are queries."""
     events = [event for user in users for event in sorted(user, key=lambda event: event[1])]
     text, time, action = (np.array(column, dtype=np.int64) for column in zip(*events, strict=True))
     names = [str(number) for number in range(ITEMS + 2)]
@@ -28,7 +29,7 @@ def behaviour(users: list[list[tuple[int, int, int]]]) -> Behaviour:
         images=None,
         first=np.cumsum([0, *map(len, users)]),
         text=text,
-        time=time,
+        time=time * TICK_MS,
         scenario=np.zeros_like(text),
         action=action,
     )
@@ -97,6 +98,15 @@ def test_by_time_all_that_is_learnt_is_older_than_all_that_is_asked(
     assert learnt.sum() <= (1 - sum(shares)) * len(learnt) + 1e-6
 
 
+def test_the_newest_hour_is_the_test_and_the_hour_before_it_validation() -> None:
+    data = behaviour([[(item % ITEMS, tick, VIEW) for item, tick in enumerate(range(0, 20, 2))]])  # 0 to 180 minutes
+    found = splits.newest_hours(data)
+    minutes = data.time // 60_000
+    assert minutes[found.test].tolist() == [140, 160, 180]
+    assert minutes[found.valid].tolist() == [80, 100, 120]
+    assert found.train.tolist() == [4]
+
+
 @given(data=populations)
 @settings(max_examples=100, deadline=None)
 def test_what_was_seen_is_masked_but_not_what_is_asked_for(data: Behaviour) -> None:
@@ -123,7 +133,9 @@ def test_mistakes_are_one_sentence() -> None:
     data = behaviour([[(0, 1, VIEW), (1, 1, VIEW), (2, 1, SKIP)], [(3, 1, VIEW)]])
     with pytest.raises(BadInput, match="no user has three events that may be asked for"):
         splits.leave_one_out(data)
-    with pytest.raises(BadInput, match=r"leaves a part empty \(cuts at 1 and 1 ms\)"):
+    with pytest.raises(BadInput, match=r"leaves a part empty \(cuts at 600000 and 600000 ms\)"):
         splits.by_time(data)
+    with pytest.raises(BadInput, match="more than two hours of events"):
+        splits.newest_hours(data)
     with pytest.raises(BadInput, match=r"shares of 0.5 and 0.5 must be above 0"):
         splits.by_time(data, 0.5, 0.5)
