@@ -106,17 +106,6 @@ class Summary:
         )
 
 
-@dataclass(frozen=True)
-class Examples:
-    """Histories before a cut and what followed it. The first `rows` are text indices of the histories' events."""
-
-    rows: Tensor  # int64 [B, L]
-    histories: Histories
-    targets: Tensor  # int64 [B, A], text indices
-    target_scenario: Tensor  # int64 [B, A]
-    present: Tensor  # bool [B, A]
-
-
 def read(folder: Path) -> Behaviour:
     """The dataset in `folder`. Raises `BadInput`, one sentence naming file, row and column, when it is not one."""
     path = folder / "events.parquet"
@@ -172,24 +161,6 @@ def history(data: Behaviour, codes: Tensor, cuts: Ints, users: Ints, length: int
         action=torch.from_numpy(data.action[index]),
         valid=torch.from_numpy(valid),
     )
-
-
-def examples(
-    data: Behaviour, codes: Tensor, cuts: Ints, users: Ints, length: int, window: int, ahead: int = 48
-) -> Examples:
-    """What came before and after event `cuts` of each user: targets are the next `window` wanted events (RED-Rec's W)
-    of every scenario, as far as they are among the next `ahead` events."""
-    rows, histories = history(data, codes, cuts, users, length)
-    index = cuts[:, None] + np.arange(ahead)
-    inside = index < data.first[users + 1][:, None]
-    index = np.where(inside, index, 0)
-    scenario = data.scenario[index]
-    present = np.zeros_like(inside)
-    for code in range(len(SCENARIOS)):
-        mine = inside & (scenario == code) & data.wanted[index]
-        present |= mine & (mine.cumsum(axis=1) <= window)
-    tensors = (data.text[index], scenario, present)
-    return Examples(rows, histories, *(torch.from_numpy(array) for array in tensors))
 
 
 class _Items(NamedTuple):

@@ -1,6 +1,6 @@
 """How well a recommender answers the questions of a split, whatever it is: our towers, served or not, or a baseline."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -150,7 +150,3 @@ def _served(interests: Tensor, data: Behaviour, questions: Ints, items: Tensor, 
     wanted = inside & same & torch.from_numpy(data.wanted)[index]
     targets = items[torch.from_numpy(data.text)[index].where(wanted, 0)]
     return shares(interests, targets, decay(torch.arange(window), 5.0) * wanted)
-
-
-def summary(results: Mapping[str, Result]) -> dict[str, object]:
-    return {name: result.as_dict() for name, result in results.items()}

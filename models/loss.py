@@ -13,7 +13,6 @@ it is biased (Khrylchenko et al., arXiv:2507.09331, whose correction is the esti
 """
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +21,6 @@ from models.matching import SAME, match
 
 NEAR_DUPLICATE = 0.98  # cosine above which a negative counts as the target itself
 SCALES = (1.0, 100.0)  # bounds of the inverse temperature
-CHUNK_SCORES = 2**22  # scores held at once by `full_softmax`: 16 MB; larger is slower on a CPU
 
 
 class InfoNCE(nn.Module):
@@ -76,60 +74,9 @@ def disentangled(
     log_q: Tensor | None = None,
     alike: float = SAME,
 ) -> Tensor:
-    """RED-Rec's loss, a mean over targets: InfoNCE of each of the window's `targets` [M, W, D], where `present` [M, W],
+    """RED-Rec's losses [N]: InfoNCE of each of the N `targets` [M, W, D] of the windows that are `present` [M, W],
     with the query that `match` gives it among its row's `queries` [M, K, D]. All unit. The rest as in `info_nce`."""
     row, place = present.nonzero(as_tuple=True)
     query, target = match(queries, targets, present, alike)[row, place], targets[row, place]
-    losses = info_nce(queries[row, query, None], target, negatives, near_duplicates(target, negatives), scale, log_q)
-    return losses.sum() / max(len(row), 1)
-
-
-def full_softmax(queries: Tensor, targets: Tensor, items: Tensor, scale: Tensor, soft: bool = False) -> Tensor:
-    """Cross-entropy over all `items` [V, D] of `targets` [M] (indices), scored as when serving, a mean over targets:
-
-        s_v = max_k τ q_k·v,    or with `soft`    s_v = log Σ_k exp(τ q_k·v)
-
-    for `queries` [M, K, D] and τ the `scale`. Holds some CHUNK_SCORES × 4 numbers, whatever M and V.
-    """
-    loss: Tensor = _FullSoftmax.apply(queries, targets, items, scale, soft)  # type: ignore[no-untyped-call]
-    return loss
-
-
-class _FullSoftmax(torch.autograd.Function):
-    """Gradients are taken chunk by chunk along with the loss, while the scores are there: nothing is computed twice.
-
-    dL/ds_v = p_v - [v = t]        ds_v/dq_k = r_kv τ v        r_kv = [k is v's best], or softmax_k(τ q_k·v)
-    """
-
-    @staticmethod
-    def forward(ctx: Any, queries: Tensor, targets: Tensor, items: Tensor, scale: Tensor, soft: bool) -> Tensor:
-        with torch.autocast(queries.device.type, enabled=False):
-            q, items_ = queries.float(), items.float()
-            to_queries, to_items, total = torch.zeros_like(q), torch.zeros_like(items_), q.new_zeros(())
-            rows = max(1, CHUNK_SCORES // (q.shape[1] * len(items_)))
-            for some, wanted, gradient in zip(q.split(rows), targets.split(rows), to_queries.split(rows), strict=True):
-                each = [scale * (query @ items_.T) for query in some.unbind(dim=1)]
-                scores = torch.stack(each).logsumexp(dim=0) if soft else _largest(each)
-                log_z = scores.logsumexp(dim=1, keepdim=True)
-                total += (log_z - scores.gather(1, wanted[:, None])).sum()
-                slope = (scores - log_z).exp()
-                slope[torch.arange(len(wanted)), wanted] -= 1
-                for k, own in enumerate(each):
-                    share = slope * (own - scores).exp() if soft else slope.masked_fill(own < scores, 0)
-                    gradient[:, k] = share @ items_
-                    to_items.addmm_(share.T, some[:, k])
-        count = max(len(targets), 1)
-        ctx.save_for_backward(to_queries * (scale / count), to_items * (scale / count), (q * to_queries).sum() / count)
-        return total / count
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        to_queries, to_items, to_scale = (part * gradients[0] for part in ctx.saved_tensors)
-        return to_queries, None, to_items, to_scale, None
-
-
-def _largest(scores: list[Tensor]) -> Tensor:
-    best = scores[0]
-    for more in scores[1:]:
-        best = torch.maximum(best, more)
-    return best
+    masked = near_duplicates(target, negatives)
+    return info_nce(queries[row, query, None], target, negatives, masked, scale, log_q)[:, 0]

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from models.codebook import ResidualCodebook
 from models.item_vectors import ItemVectors
-from models.loss import NEAR_DUPLICATE, info_nce, near_duplicates
-from models.matching import match
+from models.loss import NEAR_DUPLICATE, disentangled
 from models.sequences import NONE, Sequences
 from models.softmax import cross_entropy
 from models.user_tower import Interests, UserTower
@@ -156,16 +155,12 @@ class Objective(nn.Module):
         window, queries = window[at], self.users.fuse(found.light[at], found.refined[at])  # [M, W], [M, K, D]
         present = window != NONE
         targets = pool.vectors[window.clamp_min(0)]
-        query = match(queries, targets, present, NEAR_DUPLICATE)
-        row, place = present.nonzero(as_tuple=True)
-        scale = self.users.fused_scale()
         negatives = pool.vectors[pool.drawn[:NEGATIVES]]
-        masked = near_duplicates(targets[row, place], negatives)
-        chosen = queries[row, query[row, place], None]
-        apart = info_nce(chosen, targets[row, place], negatives, masked, scale)
+        scale = self.users.fused_scale()
+        apart = disentangled(queries, targets, present, negatives, scale, alike=NEAR_DUPLICATE)
         importance = decay(torch.arange(window.shape[1], device=window.device), HALF_LIFE) * present
         weighed = weight_loss(found.weights[at], shares(queries.detach(), targets, importance))
-        return {"window": (apart.sum(), len(row)), "weights": (weighed * len(window), len(window))}
+        return {"window": (apart.sum(), len(apart)), "weights": (weighed * len(window), len(window))}
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,11 @@ from models.codebook import FILE as CODEBOOK
 from models.codebook import ResidualCodebook
 from models.contract import (
     ACTIONS,
+    INPUTS,
     ITEM_ENCODER,
-    ITEM_ENCODER_INPUTS,
-    ITEM_ENCODER_OUTPUTS,
+    OUTPUTS,
     SCENARIOS,
     USER_INTERESTS,
-    USER_INTERESTS_INPUTS,
-    USER_INTERESTS_OUTPUTS,
     Tensor,
 )
 from models.errors import BadInput
@@ -35,8 +33,6 @@ from models.serving import join
 from models.user_tower import FILE as USER_TOWER
 from models.user_tower import UserTower
 
-INPUTS = {ITEM_ENCODER: ITEM_ENCODER_INPUTS, USER_INTERESTS: USER_INTERESTS_INPUTS}
-OUTPUTS = {ITEM_ENCODER: ITEM_ENCODER_OUTPUTS, USER_INTERESTS: USER_INTERESTS_OUTPUTS}
 WEIGHTS = {ITEM_ENCODER: (ITEM_TOWER, CODEBOOK), USER_INTERESTS: (USER_TOWER,)}
 TRIAL = ("", "running shoes", "日本語 \U0001f600", "espresso " * 300)  # texts to try a model on
 

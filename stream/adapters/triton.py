@@ -9,19 +9,15 @@ from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
 from models.contract import (
+    INPUTS,
     ITEM_ENCODER,
-    ITEM_ENCODER_INPUTS,
-    ITEM_ENCODER_OUTPUTS,
+    OUTPUTS,
     USER_INTERESTS,
-    USER_INTERESTS_INPUTS,
-    USER_INTERESTS_OUTPUTS,
     Tensor,
 )
 from stream.errors import Permanent, Transient
 from stream.ports import Encoded, HistoryTensors, Interests, ModelCard
 
-INPUTS = {ITEM_ENCODER: ITEM_ENCODER_INPUTS, USER_INTERESTS: USER_INTERESTS_INPUTS}
-OUTPUTS = {ITEM_ENCODER: ITEM_ENCODER_OUTPUTS, USER_INTERESTS: USER_INTERESTS_OUTPUTS}
 PARAMETERS = ("codebook_version", "code_bytes", "dim", "interests")  # of config.pbtxt, in one model or in both
 CHANNEL = [
     ("grpc.max_send_message_length", -1),  # unlimited: the server's own limit is 2 GiB

@@ -118,7 +118,7 @@ def trained(planted: Planted, objective: Loss, seed: int) -> Interests:
         past, future = (look_up(planted.vectors, part[rows]) for part in planted.train)
         present = planted.train[1][rows] >= 0
         negatives = planted.vectors[torch.randint(len(planted.vectors), (NEGATIVES,))]
-        loss = objective(model(past), future, present, negatives, SCALE)
+        loss = objective(model(past), future, present, negatives, SCALE).mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -130,7 +130,7 @@ def argmax_loss(queries: Tensor, targets: Tensor, present: Tensor, negatives: Te
     row, place = present.nonzero(as_tuple=True)
     query, target = (targets @ queries.mT).argmax(dim=-1)[row, place], targets[row, place]
     masked = near_duplicates(target, negatives)
-    return info_nce(queries[row, query, None], target, negatives, masked, scale).mean()
+    return info_nce(queries[row, query, None], target, negatives, masked, scale)[:, 0]
 
 
 @torch.no_grad()

@@ -15,13 +15,11 @@ from models.codebook import ResidualCodebook
 from models.contract import (
     ACTIONS,
     DIM,
+    INPUTS,
     ITEM_ENCODER,
-    ITEM_ENCODER_INPUTS,
-    ITEM_ENCODER_OUTPUTS,
+    OUTPUTS,
     SCENARIOS,
     USER_INTERESTS,
-    USER_INTERESTS_INPUTS,
-    USER_INTERESTS_OUTPUTS,
     Tensor,
 )
 from models.item_tower import ItemTower
@@ -29,8 +27,6 @@ from models.serving import join
 from models.user_tower import UserTower
 
 REPOSITORY = Path(__file__).parents[2] / "triton_repo"
-INPUTS = {ITEM_ENCODER: ITEM_ENCODER_INPUTS, USER_INTERESTS: USER_INTERESTS_INPUTS}
-OUTPUTS = {ITEM_ENCODER: ITEM_ENCODER_OUTPUTS, USER_INTERESTS: USER_INTERESTS_OUTPUTS}
 TOLERANCE = 1e-4
 
 Columns = dict[str, np.ndarray]
