@@ -119,6 +119,13 @@ class ResidualCodebook(nn.Module):
             book._refine(points)
         return book
 
+    def shortened(self, levels: int) -> "ResidualCodebook":
+        """The first `levels` alone: coarser vectors of fewer bytes."""
+        book = ResidualCodebook(replace(self.config, levels=levels))
+        book.codewords, book.mean_scales = self.codewords[:levels], self.mean_scales[:levels]
+        book.ratios = self.ratios[:levels]
+        return book
+
     def decompose(self, vectors: Tensor) -> Residuals:
         """Every level's best choice, exact scale and residual for `vectors` [N, dim]."""
         residuals, indices, scales = [vectors.float()], [], []

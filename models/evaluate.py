@@ -1,9 +1,9 @@
 """How well a recommender answers the questions of a split, whatever it is: our towers, served or not, or a baseline."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,7 +38,7 @@ class Towers:
     users: UserTower
     vectors: Tensor  # [N, D], of items and queries
     items_count: int
-    exact: bool = False  # read the vectors themselves, not their codes
+    read: Tensor | None = None  # [N, D], what the histories' texts are read as, where not through their codes
 
     @property
     def items(self) -> Tensor:
@@ -47,10 +47,10 @@ class Towers:
     @torch.inference_mode()
     def answer(self, rows: Tensor, histories: Histories) -> tuple[Tensor, Tensor]:
         histories = histories.to(self.vectors.device)
-        if self.exact:
-            read: tuple[Tensor, Tensor] = self.users.read(self.vectors[rows.to(self.vectors.device)], histories)
-            return read
-        answer: tuple[Tensor, Tensor] = self.users(histories)
+        if self.read is None:
+            answer: tuple[Tensor, Tensor] = self.users(histories)
+        else:
+            answer = self.users.read(self.read[rows.to(self.read.device)], histories)
         return answer
 
 
@@ -94,23 +94,28 @@ def evaluate(
 def together(
     recommender: Recommender, data: Behaviour, questions: Ints, codes: Tensor, length: int
 ) -> tuple[Tensor, Tensor]:
-    """The answers to all questions: interests [Q, K, D] and weights [Q, K] of the scenario that each asks."""
-    parts = list(answers(recommender, data, questions, codes, length))
-    interests, weights = zip(*parts, strict=True)
-    return torch.cat(interests), torch.cat(weights)
+    """The answers to all questions: interests [Q, K, D] and weights [Q, K] of the scenario that each asks. Histories
+    of like lengths are read together, so that little of a batch is padding."""
+    before = np.minimum(questions - data.first[data.owner(questions)], length)
+    order = np.argsort(before, kind="stable")
+    parts = [
+        _answer(recommender, data, questions[some], codes, max(1, int(before[some].max())))
+        for some in np.split(order, range(ROWS, len(order), ROWS))
+    ]
+    interests, weights = (torch.cat(part) for part in zip(*parts, strict=True))
+    place = torch.from_numpy(order.argsort())
+    return interests[place], weights[place]
 
 
-def answers(
+def _answer(
     recommender: Recommender, data: Behaviour, questions: Ints, codes: Tensor, length: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    for start in range(0, len(questions), ROWS):
-        some = questions[start : start + ROWS]
-        rows, histories = history(data, codes, some, data.owner(some), length)
-        interests, weights = recommender.answer(rows, histories)
-        if interests.dim() == 4:
-            asked = torch.arange(len(some)), torch.from_numpy(data.scenario[some])
-            interests, weights = interests[asked], weights[asked]
-        yield interests.cpu(), weights.cpu()
+) -> tuple[Tensor, Tensor]:
+    rows, histories = history(data, codes, questions, data.owner(questions), length)
+    interests, weights = recommender.answer(rows, histories)
+    if interests.dim() == 4:
+        asked = torch.arange(len(questions)), torch.from_numpy(data.scenario[questions])
+        interests, weights = interests[asked], weights[asked]
+    return interests.cpu(), weights.cpu()
 
 
 def quick(objective: Objective, data: Behaviour, questions: Ints, length: int) -> dict[str, float]:
@@ -129,7 +134,8 @@ def watched(recommender: Towers, data: Behaviour, questions: Ints, codes: Tensor
 
 def of(objective: Objective, data: Behaviour) -> Towers:
     """The recommender being trained: through codes as soon as there are some."""
-    return Towers(objective.users, objective.vectors(), data.items, exact=not objective.codes.shape[1])
+    vectors = objective.vectors()
+    return Towers(objective.users, vectors, data.items, None if objective.codes.shape[1] else vectors)
 
 
 def predicted_and_realised(

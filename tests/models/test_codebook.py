@@ -201,3 +201,12 @@ def test_what_cannot_be_a_codebook_is_refused() -> None:
         CodebookConfig(levels=0)
     with pytest.raises(BadInput, match="version 0 is not between"):
         CodebookConfig(version=0)
+
+
+@given(vectors=VECTORS)
+@settings(max_examples=20, deadline=None)
+def test_a_shortened_codebook_is_the_first_levels(book: ResidualCodebook, vectors: torch.Tensor) -> None:
+    short, parts = book.shortened(2), book.decompose(vectors)
+    torch.testing.assert_close(short.decompose(vectors).residuals, parts.residuals[:, :3])
+    assert short.config.code_bytes < book.config.code_bytes
+    torch.testing.assert_close(book.shortened(4).decode(book.encode(vectors)), book.decode(book.encode(vectors)))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from models import checkpoint, dataset, splits, train
+from models import benchmark, checkpoint, dataset, splits, train
 from models.contract import ITEM_ENCODER, SCENARIOS, USER_INTERESTS
 from models.events import Histories
 from models.repository import export
@@ -121,7 +121,30 @@ def test_a_report_can_be_had(data: Path, trained: Path, tmp_path: Path, capsys: 
     text = (tmp_path / "report" / "report.md").read_text()
     for heading in ("What was measured", "Against baselines", "Ways of merging", "Training", "A few users"):
         assert f"## {heading}" in text
-    assert {path.name for path in (tmp_path / "report").iterdir()} >= {"report.md"}
+    plots = {f"{name}.png" for name in ("history", "interests", "bytes", "training", "map")}
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {"report.md", *plots}
+
+
+def test_the_curves_end_in_the_figures_of_the_tables(data: Path, trained: Path) -> None:
+    """With all interests, and with all bytes, what is drawn is what was measured."""
+    found = benchmark.run(data, trained, "test", limit=100)
+    measured = {name: result.figures for name, result in found.results.items()}
+    interests, size = benchmark.over_interests(found), benchmark.over_bytes(found)
+    assert [point[0] for point in interests["maximum"]] == [1, 2]
+    assert interests["maximum"][-1][1] == measured[OURS]["max"]["overall"].values["Recall@100"].value
+    assert interests["100 candidates in all"][-1][1] == measured[OURS]["budget"]["overall"].values["Recall@100"].value
+    codes, exact = found.towers.users.codebook.config.code_bytes, 4 * found.towers.vectors.shape[1]
+    by_size = {point[0]: point[1] for point in size[OURS]}
+    assert by_size[codes] == measured[OURS]["max"]["overall"].values["Recall@100"].value
+    assert by_size[exact] == measured[f"{OURS}, exact"]["max"]["overall"].values["Recall@100"].value
+
+
+def test_the_codes_are_reported(data: Path, trained: Path) -> None:
+    said = benchmark.run(data, trained, "test", limit=100).as_dict()["codebook"]
+    assert said["code_bytes"] == 1
+    assert said["times_smaller"] == 64
+    assert 0 < said["cosine_mean"] <= 1
+    assert all(1 <= used <= 8 for used in said["perplexity"])
 
 
 @pytest.fixture(scope="module")
