@@ -54,18 +54,35 @@ def by_time(data: Behaviour, valid_share: float = 0.1, test_share: float = 0.1) 
     Events at the very millisecond of a cut come after it. Every wanted event of a part is a question, unless it is
     the first event of its user: nothing is known then.
     """
+    return at(data, cuts(data, valid_share, test_share))
+
+
+def cuts(data: Behaviour, valid_share: float = 0.1, test_share: float = 0.1) -> Ints:
+    """The two times in ms where `by_time` cuts."""
     if min(valid_share, test_share) <= 0 or valid_share + test_share >= 1:
         raise BadInput(f"shares of {valid_share} and {test_share} must be above 0 and leave something to train on")
     ordered = np.sort(data.time)
     known = np.array([1 - valid_share - test_share, 1 - test_share])
-    return _cut(data, ordered[(len(ordered) * known).astype(np.int64)])
+    return ordered[(len(ordered) * known).astype(np.int64)]
+
+
+def at(data: Behaviour, cuts: Ints) -> Split:
+    """The parts before, between and behind two times in ms; an event at the very millisecond of a cut is after."""
+    part = np.searchsorted(cuts, data.time, side="right")  # 0, 1, 2
+    before = np.concatenate([[0], (part == 0).cumsum()])
+    ask = data.wanted.copy()
+    ask[data.first[:-1]] = False
+    valid, test = (np.flatnonzero(ask & (part == number)) for number in (1, 2))
+    if not (part == 0).any() or not len(valid) or not len(test):
+        raise BadInput(f"split by time leaves a part empty (cuts at {cuts[0]} and {cuts[1]} ms)")
+    asked = np.unique(data.owner(np.concatenate([valid, test])))
+    return Split(data.first[:-1] + np.diff(before[data.first]), valid, test, unasked=data.users - len(asked))
 
 
 def newest_hours(data: Behaviour) -> Split:
     """Of events fresh from the log: the newest hour is the test's, the hour before it validation's."""
-    cuts = data.time.max() + 1 - HOUR_MS * np.array([2, 1])
     try:
-        return _cut(data, cuts)
+        return at(data, data.time.max() + 1 - HOUR_MS * np.array([2, 1]))
     except BadInput as error:
         raise BadInput(f"{error}; continual training needs more than two hours of events, up to the newest") from None
 
@@ -93,16 +110,3 @@ def seen(data: Behaviour, questions: Ints) -> tuple[Ints, Ints]:
     item = data.text[event]
     masked = (item < data.items) & (item != data.text[questions][row])
     return row[masked], item[masked]
-
-
-def _cut(data: Behaviour, cuts: Ints) -> Split:
-    """The parts before, between and behind two times in ms; an event at the very millisecond of a cut is after."""
-    part = np.searchsorted(cuts, data.time, side="right")  # 0, 1, 2
-    before = np.concatenate([[0], (part == 0).cumsum()])
-    ask = data.wanted.copy()
-    ask[data.first[:-1]] = False
-    valid, test = (np.flatnonzero(ask & (part == number)) for number in (1, 2))
-    if not (part == 0).any() or not len(valid) or not len(test):
-        raise BadInput(f"split by time leaves a part empty (cuts at {cuts[0]} and {cuts[1]} ms)")
-    asked = np.unique(data.owner(np.concatenate([valid, test])))
-    return Split(data.first[:-1] + np.diff(before[data.first]), valid, test, unasked=data.users - len(asked))
