@@ -49,6 +49,13 @@ class ItemVectors(nn.Module):
         whole.unknown = nn.Parameter(torch.cat([vectors.unknown.detach() for vectors in trained]))
         return whole
 
+    @torch.no_grad()
+    def begin_ids(self, vectors: Tensor) -> None:
+        """Begin the views of ids alone, which have nothing else to begin with, at `vectors` [items, dim of a view]."""
+        for part in self.parts:
+            if part.head is None:
+                part.table.weight[1:] = vectors
+
     def forward(self, features: Tensor, rows: Tensor) -> Tensor:
         """Unit vectors [N, dim] of `features` [N, F] (all zero: nothing is known) and `rows` [N] of the id table (-1:
         a cold item, or one that training hides)."""

@@ -30,6 +30,7 @@ from models.checkpoint import Checkpoint
 from models.codebook import CodebookConfig, ResidualCodebook
 from models.config import Training
 from models.contract import SCENARIOS
+from models.cooccurrence import id_vectors
 from models.dataset import Behaviour, Ints
 from models.errors import BadInput
 from models.item_index import ItemIndex
@@ -127,7 +128,12 @@ def item_tower(data: Behaviour, split: Split, config: Training) -> ItemTower:
         )
     images = None if data.images is None else torch.from_numpy(data.images[np.flatnonzero(warm[: data.items])])
     views = tuple(View(kind, config.dim) for kind in kinds)
-    return ItemTower(encoder, ItemTowerConfig(views), index, images)
+    tower = ItemTower(encoder, ItemTowerConfig(views), index, images)
+    if config.id_start == "cooccurrence":
+        rows = np.full(len(data.texts), -1)
+        rows[: data.items] = index.rows(data.item_ids)
+        tower.vectors.begin_ids(id_vectors(data, training, rows, config.dim, config.seed))
+    return tower
 
 
 def user_tower(data: Behaviour, split: Split, config: Training) -> UserTower:

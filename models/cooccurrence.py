@@ -1,0 +1,63 @@
+"""Where id vectors begin: items that users meet close together begin close together (ours; Levy and Goldberg 2014).
+
+The positive pointwise mutual information of two items that stand up to REACH events apart,
+
+    M_ij = max(0, log(n_ij Σ_k c_k / (n_i c_j)))        n_i = Σ_j n_ij,  c_j = n_j^0.75
+
+with n_ij counted 1 / distance, is factorised, M ≈ U S Vᵀ, and item i begins at the direction of U_i √S. From random
+directions both branches spend most of their epochs on finding this out, and over-fit meanwhile.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
+from scipy.sparse.linalg import svds
+from torch import Tensor
+
+from models.dataset import Behaviour, Ints
+
+REACH = 5  # events
+SMOOTHING = 0.75  # of how common a neighbour is, so that rare ones do not weigh too much
+NOISE = 0.1  # length of a random part: tells items of the same neighbours apart, and is all an item without any has
+
+Floats = NDArray[np.float64]
+
+
+def id_vectors(data: Behaviour, training: NDArray[np.bool_], rows: Ints, dim: int, seed: int) -> Tensor:
+    """First vectors [items, dim], about unit, of the items in `rows` [texts] of the id table (-1: in none), from the
+    wanted events for `training`. The same for the same seed."""
+    items = int(rows.max(initial=-1)) + 1
+    rng = np.random.default_rng(seed)
+    vectors = NOISE * rng.normal(size=(items, dim)) / dim**0.5
+    found = min(dim, items - 1)
+    known = information(pair_counts(data, training, rows, items))
+    if found > 0 and known.nnz:
+        left, strength, _ = svds(known, k=found, v0=rng.normal(size=items))
+        begin = left * np.sqrt(strength)
+        vectors[:, :found] += begin / np.maximum(np.linalg.norm(begin, axis=1, keepdims=True), 1e-6)
+    return torch.from_numpy(vectors).float()
+
+
+def pair_counts(data: Behaviour, training: NDArray[np.bool_], rows: Ints, items: int) -> csr_matrix:
+    """n_ij [items, items], symmetric: pairs of different items of one user, 1 / distance each."""
+    events = np.flatnonzero(training & data.wanted)
+    events = events[rows[data.text[events]] >= 0]
+    item, owner = rows[data.text[events]], data.owner(events)
+    counts = csr_matrix((items, items))
+    for apart in range(1, REACH + 1):
+        a, b = item[:-apart], item[apart:]
+        pair = (owner[apart:] == owner[:-apart]) & (a != b)
+        met = csr_matrix((np.full(pair.sum(), 1 / apart), (a[pair], b[pair])), shape=(items, items))
+        counts = counts + met + met.T
+    return counts
+
+
+def information(counts: csr_matrix) -> csr_matrix:
+    """M of the counts n; only what is above zero is stored."""
+    total = np.asarray(counts.sum(axis=1))[:, 0]
+    common = total**SMOOTHING
+    pairs = counts.tocoo()
+    values = np.log(pairs.data * common.sum() / (total[pairs.row] * common[pairs.col]))
+    there = values > 0
+    return csr_matrix((values[there], (pairs.row[there], pairs.col[there])), shape=counts.shape)
