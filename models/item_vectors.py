@@ -51,9 +51,9 @@ class ItemVectors(nn.Module):
 
     @torch.no_grad()
     def begin_ids(self, vectors: Tensor) -> None:
-        """Begin the views of ids alone, which have nothing else to begin with, at `vectors` [items, dim of a view]."""
+        """Begin every table of ids at `vectors` [items, dim of a view]."""
         for part in self.parts:
-            if part.head is None:
+            if part.table is not None:
                 part.table.weight[1:] = vectors
 
     def forward(self, features: Tensor, rows: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from scipy.sparse import csr_matrix
 
 from models.contract import ACTIONS
-from models.cooccurrence import NOISE, REACH, id_vectors, information, pair_counts
+from models.cooccurrence import LENGTH, NOISE, REACH, id_vectors, information, pair_counts
 from models.dataset import Behaviour
 from tests.models.populations import behaviour
 
@@ -75,7 +75,7 @@ def test_items_met_together_begin_together() -> None:
     same = group[:, None] == group
     apart = cosines[~same].max()
     assert cosines[same].mean() > apart + 0.3
-    assert (id_vectors(data, everything(data), rows(data), 8, seed=0)[10].norm() < 5 * NOISE).all()
+    assert (id_vectors(data, everything(data), rows(data), 8, seed=0)[10].norm() < 3 * NOISE * LENGTH).all()
 
 
 def test_only_training_decides_and_the_seed_repeats_it() -> None:
