@@ -1,6 +1,6 @@
 """The road to the served model, on a dataset folder: each part alone, over seeds, with the figures of the test split.
 
-    python -m tests.bench.interests --data DIR --out DIR [--table long] [--text-model DIR] [--seeds 0 1] [--only NAME ...]
+    python -m tests.bench.interests --data DIR --out DIR [--table long] [--text-model DIR] [--seeds 0 1] [--only NAME]
 
 Every run trains and evaluates as `facetstream train` and `facetstream evaluate` do, and leaves a JSON file in --out;
 what is there is not run again. At the end the table of medians is printed and written to road.md. Settings were chosen
