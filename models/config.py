@@ -23,7 +23,7 @@ class Training:
     llm_view: Kind = "both"
     dim: int = 64  # components of a view
     id_start: Literal["cooccurrence", "random"] = "cooccurrence"  # where the vectors of a view of ids begin
-    hidden_ids: float = 0.1  # share of items whose id is hidden in a step
+    hidden_ids: float = 0.1  # share of items whose id is not added to their text in a step
     # codebook: a code is at most 4 bytes
     levels: int = 2
     codewords: int = 4_096  # per level; fewer where the catalogue cannot fill them

@@ -56,10 +56,11 @@ class ItemVectors(nn.Module):
             if part.table is not None:
                 part.table.weight[1:] = vectors
 
-    def forward(self, features: Tensor, rows: Tensor) -> Tensor:
+    def forward(self, features: Tensor, rows: Tensor, hide: Tensor | None = None) -> Tensor:
         """Unit vectors [N, dim] of `features` [N, F] (all zero: nothing is known) and `rows` [N] of the id table (-1:
-        a cold item, or one that training hides)."""
-        whole = torch.cat([part(features, rows) for part in self.parts], dim=-1)
+        a cold item). Where `hide` [N], ids are not added to texts; a view of ids alone has nothing else to learn."""
+        added = rows if hide is None else rows.masked_fill(hide, -1)
+        whole = torch.cat([part(features, rows if part.head is None else added) for part in self.parts], dim=-1)
         known = whole.any(dim=-1, keepdim=True)
         return F.normalize(torch.where(known, whole, self.unknown), dim=-1)
 

@@ -57,11 +57,10 @@ class Catalogue(nn.Module):
 
     def vectors(self, items: ItemVectors, wanted: Tensor) -> Tensor:
         """Vectors [N, dim] of the `wanted` [N]."""
-        rows, features = self.rows[wanted], self.features[wanted]
+        rows, features, hide = self.rows[wanted], self.features[wanted], None
         if items.training and self.hidden and features.shape[1]:
             hide = (torch.rand(len(rows), device=rows.device) < self.hidden) & features.any(dim=1)
-            rows = rows.masked_fill(hide, -1)
-        vectors: Tensor = items(features, rows)
+        vectors: Tensor = items(features, rows, hide)
         return vectors
 
 
