@@ -41,20 +41,12 @@ class ItemVectors(nn.Module):
         self.parts = nn.ModuleList(_Part(view, features, items, dropout) for view in views)
         self.unknown = nn.Parameter(torch.randn(sum(view.dim for view in views)) * ID_STD)
 
-    @classmethod
-    def joined(cls, trained: Sequence["ItemVectors"]) -> "ItemVectors":
-        """The views of several, over the same features and id table, side by side."""
-        whole = cls((), features=0, items=0)
-        whole.parts = nn.ModuleList(part for vectors in trained for part in vectors.parts)
-        whole.unknown = nn.Parameter(torch.cat([vectors.unknown.detach() for vectors in trained]))
-        return whole
-
     @torch.no_grad()
     def begin_ids(self, vectors: Tensor) -> None:
         """Begin every table of ids at `vectors` [items, dim of a view]."""
         for part in self.parts:
-            if part.table is not None:
-                part.table.weight[1:] = vectors
+            if isinstance(table := part.table, nn.Embedding):
+                table.weight[1:] = vectors
 
     def forward(self, features: Tensor, rows: Tensor, hide: Tensor | None = None) -> Tensor:
         """Unit vectors [N, dim] of `features` [N, F] (all zero: nothing is known) and `rows` [N] of the id table (-1:

@@ -111,22 +111,6 @@ def test_everything_is_trained_but_what_is_hidden() -> None:
     assert (part.table.weight.grad.abs().sum(dim=1) > 0).tolist() == [False, True, True, True]
 
 
-@given(seed=st.integers(0, 2**32), hidden=st.sets(st.integers(0, 4)))
-@settings(max_examples=25, deadline=None)
-def test_parts_trained_apart_are_joined_side_by_side(seed: int, hidden: set[int]) -> None:
-    torch.manual_seed(seed)
-    ids = ItemVectors((View("id", 4),), features=3, items=5).eval()
-    text = ItemVectors((View("text", 6, share=3),), features=3, items=5).eval()
-    features = torch.randn(5, 3)
-    rows = torch.tensor([-1 if row in hidden else row for row in range(5)])
-    whole = ItemVectors.joined([ids, text])(features, rows)
-    torch.testing.assert_close(whole.norm(dim=-1), torch.ones(5))
-    for row in range(5):
-        weight = 0 if row in hidden else 0.5
-        torch.testing.assert_close(whole[row, :4], ids(features, rows)[row] * weight)
-        torch.testing.assert_close(whole[row, 4:], text(features, rows)[row] * (1 - weight**2) ** 0.5)
-
-
 def test_a_view_of_text_needs_something_to_read() -> None:
     with pytest.raises(BadInput, match="take views of ids alone"):
         ItemTower(None, ItemTowerConfig(), WARM)
