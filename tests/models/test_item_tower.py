@@ -2,15 +2,13 @@
 
 from pathlib import Path
 
-import hypothesis.strategies as st
 import pytest
 import torch
-from hypothesis import given, settings
 
 from models.errors import BadInput
 from models.item_index import ItemIndex
 from models.item_tower import ItemTower, ItemTowerConfig
-from models.item_vectors import ItemVectors, View
+from models.item_vectors import View
 from models.text_encoder import TextEncoder
 from models.tiny import llama, train_tokenizer
 
