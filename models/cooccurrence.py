@@ -26,7 +26,7 @@ Floats = NDArray[np.float64]
 
 
 def id_vectors(data: Behaviour, training: NDArray[np.bool_], rows: Ints, dim: int, seed: int) -> Tensor:
-    """First vectors [items, dim], about LENGTH long, of the items in `rows` [texts] of the id table (-1: none), from the
+    """First vectors [items, dim], about LENGTH long, of the items that have a row (`rows` [texts], -1: none), from the
     wanted events for `training`. The same for the same seed."""
     items = int(rows.max(initial=-1)) + 1
     rng = np.random.default_rng(seed)
