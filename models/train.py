@@ -242,7 +242,7 @@ class Run:
         objective.to(accelerator.device)
 
     def phase(self, name: str, epochs: int, rate: float) -> None:
-        """At most `epochs` epochs; the best one by validation is kept."""
+        """At most `epochs` epochs; the best one by validation is kept, or the trained start where none is better."""
         if not epochs:
             return
         config, objective = self.config, self.objective
@@ -250,7 +250,8 @@ class Run:
         steps = epochs * len(self._steps(np.random.default_rng(0)))
         rates = schedule(adam, steps, config.warmup)
         module, adam = self.accelerator.prepare(objective, adam)
-        state = self._restored(name, epochs, adam, rates) or {"epoch": 0, "best": -1.0, "best_epoch": 0, "kept": {}}
+        start = self.validate() if objective.codes.shape[1] else {WATCHED: -1.0}
+        state = self._restored(name, epochs, adam, rates) or {"epoch": 0} | self._best(0, start)
         with Progress(disable=not self.accelerator.is_main_process) as progress:
             task = progress.add_task(name, total=steps)
             while state["epoch"] < epochs and state["epoch"] - state["best_epoch"] < config.patience:
@@ -259,13 +260,17 @@ class Run:
                 state["epoch"] += 1
                 self.step += 1
                 if figures[WATCHED] > state["best"]:
-                    kept = {key: value.cpu().clone() for key, value in objective.state_dict().items()}
-                    state |= {"best": figures[WATCHED], "best_epoch": state["epoch"], "kept": kept}
+                    state |= self._best(state["epoch"], figures)
                 self._record({"phase": name, "step": self.step, **losses, **figures})
                 progress.update(task, description=f"{name}, {WATCHED} {figures[WATCHED]:.4f}")
                 self._save(name, adam, rates, state)
         objective.load_state_dict(state["kept"])
         self.accelerator.free_memory()
+
+    def _best(self, epoch: int, figures: dict[str, float]) -> dict[str, Any]:
+        """What is known of the best epoch so far."""
+        kept = {key: value.cpu().clone() for key, value in self.objective.state_dict().items()}
+        return {"best": figures[WATCHED], "best_epoch": epoch, "kept": kept}
 
     def _epoch(self, module: Any, adam: Any, rates: Any, progress: Progress, task: Any) -> dict[str, float]:
         config, accelerator = self.config, self.accelerator

@@ -201,20 +201,29 @@ def test_an_unfinished_run_wants_its_own_settings_and_data_and_a_finished_one_no
 
 def test_training_ends_early_when_validation_no_longer_improves(bare: Path, tmp_path: Path) -> None:
     train.train(bare, tmp_path, tiny(epochs=9, code_epochs=5, patience=2, rate=0.0))
-    assert [line["phase"][0] for line in lines(tmp_path)] == ["1"] * 3 + ["2"] * 3
+    assert [line["phase"][0] for line in lines(tmp_path)] == ["1"] * 3 + ["2"] * 2
 
 
-def test_the_best_epoch_by_validation_is_kept(bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    figures = iter([0.1, 0.3, 0.2, 0.0])
+@pytest.mark.parametrize(
+    ("epochs", "figures"),
+    [
+        ({"epochs": 3, "code_epochs": 0}, [0.1, 0.3, 0.2, 0.0]),
+        ({"epochs": 1, "code_epochs": 1}, [0.5, 0.3, 0.2, 0.0]),  # the second is where reading through codes begins
+    ],
+)
+def test_the_best_by_validation_is_kept(
+    bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epochs: dict[str, int], figures: list[float]
+) -> None:
+    answers = iter(figures)
     usual = train.Run.validate
     seen = []
 
     def validates(run: train.Run) -> dict[str, float]:
         seen.append({name: value.clone() for name, value in run.objective.state_dict().items()})
-        return usual(run) | {train.WATCHED: next(figures)}
+        return usual(run) | {train.WATCHED: next(answers)}
 
     monkeypatch.setattr(train.Run, "validate", validates)
-    train.train(bare, tmp_path, tiny(epochs=3, code_epochs=0))
+    train.train(bare, tmp_path, tiny(**epochs))
     kept, best, last = seen[3], seen[1], seen[2]
     same = [torch.equal(kept[name], best[name]) for name in best if "codebook" not in name and "weigh" not in name]
     assert all(same)
