@@ -40,7 +40,7 @@ class Training:
     llm_layers: int = 2
     llm_heads: int = 4
     recent: int = 64  # events that the LLM reads, shared out to scenarios
-    dropout: float = 0.4
+    dropout: float = 0.5
     # loss
     cuts: int = 2  # of a stretch, where the LLM's queries are asked
     window: int = 10  # W, future items of each scenario
@@ -48,13 +48,14 @@ class Training:
     share_window: float = 0.1
     share_weights: float = 0.1
     # optimiser
-    epochs: int = 25
-    code_epochs: int = 5  # after those, with histories read through codes and item vectors frozen
+    epochs: int = 10
+    least_steps: int = 750  # a small dataset is read more often than `epochs`
+    code_epochs: int = 2  # after those, with histories read through codes and item vectors frozen
     patience: int = 6  # epochs without a better validation after which a phase ends
     tokens: int = 2_048  # events of a batch
     accumulate: int = 1  # batches of a step
-    rate: float = 2e-3
-    warmup: float = 0.2  # share of the steps
+    rate: float = 1e-3
+    warmup: float = 0.1  # share of the steps
     decay: float = 0.01
     clip: float = 1.0
     precision: Literal["no", "bf16"] = "no"
@@ -63,14 +64,24 @@ class Training:
     seed: int = 0
 
 
+# As published: one branch over ids that begin at random, nothing but next items, exact histories.
+BASELINE: dict[str, Any] = {
+    "llm_view": "none",
+    "id_start": "random",
+    "share_window": 0.0,
+    "share_weights": 0.0,
+    "epochs": 30,
+    "warmup": 0.2,
+    "code_epochs": 0,
+}
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
-    "sasrec": {"llm_view": "none", "interests": 1, "share_window": 0.0, "share_weights": 0.0},
-    "comirec": {"light": "comirec", "llm_view": "none", "share_window": 0.0, "share_weights": 0.0},
+    "sasrec": BASELINE | {"interests": 1},
+    "comirec": BASELINE | {"light": "comirec"},
     "light": {"llm_view": "none"},
     "llm": {"light_view": "none"},
     "cold": {"light_view": "text", "llm_view": "text", "dim": 32},  # items that come are new to the model
-    "quick": {"epochs": 4, "code_epochs": 1},
+    "quick": {"epochs": 4, "least_steps": 1, "code_epochs": 1},
 }
 
 

@@ -50,6 +50,7 @@ from models.weights import fit_temperature
 FEATURES = "features"  # folder for the states of texts
 STATE = "state.pt"  # of a run that is not finished
 METRICS = "metrics.jsonl"
+GENTLY = 5  # times slower a trained tower goes on learning
 WATCHED = "NDCG@10"  # what validation decides by
 
 
@@ -85,10 +86,10 @@ def train(folder: Path, out: Path, config: Training, start: Path | None = None) 
     if start:
         run.objective.read_through_codes(towers.users.codebook)
     else:
-        run.phase("1 vectors", config.epochs, config.rate)
+        run.phase("1 vectors", run.enough(config.epochs), config.rate)
         fit_codebook(run.objective, towers.users, config)
         run.objective.read_through_codes(towers.users.codebook)
-    run.phase("2 codes", config.code_epochs, config.rate / 2)
+    run.phase("2 codes", config.code_epochs, config.rate / GENTLY)
     run.calibrate()
     figures = run.validate()
     if accelerator.is_main_process:
@@ -240,6 +241,10 @@ class Run:
         if not len(objective.catalogue.warm):
             raise BadInput("the checkpoint knows no item of this dataset: train anew on it")
         objective.to(accelerator.device)
+
+    def enough(self, epochs: int) -> int:
+        """`epochs`, or as many more as make up the least number of steps."""
+        return max(epochs, -(-self.config.least_steps // max(1, len(self._steps(np.random.default_rng(0))))))
 
     def phase(self, name: str, epochs: int, rate: float) -> None:
         """At most `epochs` epochs; the best one by validation is kept, or the trained start where none is better."""

@@ -26,7 +26,7 @@ Rows = dict[str, tuple[str, tuple[str, ...]]]  # name: preset and settings
 ROAD: Rows = {
     "SASRec": ("sasrec", ()),
     "ComiRec-SA": ("comirec", ()),
-    "SASRec, ids begin at co-occurrence": ("sasrec", ("id_start=cooccurrence",)),
+    "SASRec, ids begin at co-occurrence": ("sasrec", ("id_start=cooccurrence", "epochs=10", "warmup=0.1")),
     "light: K interests": ("light", ("share_window=0", "share_weights=0")),
     "light: K interests, window matched": ("light", ()),
     "light: title and id": ("light", ("light_view=both",)),

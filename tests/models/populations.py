@@ -32,6 +32,7 @@ TINY: dict[str, Any] = {
     "window": 3,
     "draws": 24,
     "epochs": 2,
+    "least_steps": 1,
     "code_epochs": 1,
     "tokens": 48,
     "text_steps": 2,

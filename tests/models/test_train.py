@@ -204,6 +204,11 @@ def test_training_ends_early_when_validation_no_longer_improves(bare: Path, tmp_
     assert [line["phase"][0] for line in lines(tmp_path)] == ["1"] * 3 + ["2"] * 2
 
 
+def test_a_small_dataset_is_read_more_often(bare: Path, tmp_path: Path) -> None:
+    train.train(bare, tmp_path, tiny(epochs=1, code_epochs=0, patience=99, tokens=10_000, least_steps=7))
+    assert len(lines(tmp_path)) == 7, "of one step each"
+
+
 @pytest.mark.parametrize(
     ("epochs", "figures"),
     [
