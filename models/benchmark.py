@@ -72,10 +72,16 @@ class Benchmark:
 
 
 def run(
-    folder: Path, trained: Path, part: str, limit: int, triton: str | None = None, history: int = HISTORY
+    folder: Path,
+    trained: Path,
+    part: str,
+    limit: int,
+    triton: str | None = None,
+    history: int = HISTORY,
+    baselines: bool = True,
 ) -> Benchmark:
     """Ask the checkpoint in `trained`, through codes and without, the questions of the dataset in `folder`; and, where
-    `triton` is an address, the one that is served there."""
+    `triton` is an address, the one that is served there; and the `baselines` that need no training."""
     config = checkpoint.config(trained)
     data = dataset.read(folder)
     split = splits.SPLITS[config.split](data)
@@ -86,8 +92,9 @@ def run(
         from models.served import Served
 
         asked[f"{OURS}, served"] = Served(triton, ours.items)
-    asked["medoids"] = Medoids(ours.items, ours.users.config.interests)
-    asked["popularity"] = Popularity(data, split.training(data))
+    if baselines:
+        asked["medoids"] = Medoids(ours.items, ours.users.config.interests)
+        asked["popularity"] = Popularity(data, split.training(data))
     results = {
         name: evaluate.evaluate(recommender, data, split, questions, codes, history)
         for name, recommender in asked.items()

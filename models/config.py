@@ -45,7 +45,7 @@ class Training:
     cuts: int = 2  # of a stretch, where the LLM's queries are asked
     window: int = 10  # W, future items of each scenario
     draws: int = 4_096  # items that stand for all
-    share_window: float = 0.1
+    share_window: float = 0.3
     share_weights: float = 0.1
     # optimiser
     epochs: int = 10

@@ -23,6 +23,7 @@ from models.config import configured
 from models.train import train
 
 Rows = dict[str, tuple[str, tuple[str, ...]]]  # name: preset and settings
+SERVED: tuple[str, tuple[str, ...]] = ("default", ())
 ROAD: Rows = {
     "SASRec": ("sasrec", ()),
     "ComiRec-SA": ("comirec", ()),
@@ -32,7 +33,7 @@ ROAD: Rows = {
     "light: title and id": ("light", ("light_view=both",)),
     "LLM: title and id": ("llm", ()),
     "LLM: title": ("llm", ("llm_view=text",)),
-    "light + LLM": ("default", ()),
+    "light + LLM": SERVED,
     "light + LLM, ids begin at random": ("default", ("id_start=random",)),
     "light + LLM, no window": ("default", ("share_window=0",)),
     "light + LLM, one interest": ("default", ("interests=1", "share_window=0", "share_weights=0")),
@@ -73,7 +74,10 @@ def _run(name: str, seed: int, path: Path, args: argparse.Namespace) -> None:
     if not (out / "training.json").exists():
         train(args.data, out, configured(preset, (*settings, *args.set), seed=seed))
     config = configured(preset, (*settings, *args.set), seed=seed)
-    measured = benchmark.run(args.data, out, "test", limit=1_000_000, history=config.length if name in LONG else 1_024)
+    length = config.length if name in LONG else benchmark.HISTORY
+    measured = benchmark.run(
+        args.data, out, "test", limit=1_000_000, history=length, baselines=ROAD.get(name) == SERVED
+    )
     found = measured.as_dict() | {"milliseconds a user": _milliseconds(measured)}
     aside = path.with_suffix(".writing")
     aside.write_text(json.dumps(found))
@@ -98,6 +102,8 @@ def _road(out: Path) -> str:
             cells = [_median(runs, "Facetstream", way, "overall", figure) for way in WAYS for figure in SHOWN]
             exact = [_median(runs, "Facetstream, exact", "max", "overall", figure) for figure in SHOWN]
             rows.append([name, len(runs), *cells, *exact])
+        for other in ("medoids", "popularity") if ROAD[name] == SERVED and runs else ():
+            rows.append([other, len(runs), *(_median(runs, other, way, "overall", f) for way in WAYS for f in SHOWN)])
     head = [*(f"{figure}, {way}" for way in WAYS for figure in SHOWN), *(f"{figure}, exact" for figure in SHOWN)]
     return report.table(["", "seeds", *head], rows)
 
