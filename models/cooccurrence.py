@@ -1,6 +1,6 @@
 """Where id vectors begin: items that users meet close together begin close together (ours; Levy and Goldberg 2014).
 
-The positive pointwise mutual information of two items that stand up to REACH events apart,
+The positive pointwise mutual information of two items that stand up to REACH events apart in a scenario of a user,
 
     M_ij = max(0, log(n_ij Σ_k c_k / (n_i c_j)))        n_i = Σ_j n_ij,  c_j = n_j^0.75
 
@@ -15,6 +15,7 @@ from scipy.sparse import csr_matrix
 from scipy.sparse.linalg import svds
 from torch import Tensor
 
+from models.contract import SCENARIOS
 from models.dataset import Behaviour, Ints
 
 REACH = 5  # events
@@ -41,10 +42,13 @@ def id_vectors(data: Behaviour, training: NDArray[np.bool_], rows: Ints, dim: in
 
 
 def pair_counts(data: Behaviour, training: NDArray[np.bool_], rows: Ints, items: int) -> csr_matrix:
-    """n_ij [items, items], symmetric: pairs of different items of one user, 1 / distance each."""
+    """n_ij [items, items], symmetric: pairs of different items of a user in a scenario, 1 / distance each. Pairs across
+    scenarios say little of what is alike, and drown what does."""
     events = np.flatnonzero(training & data.wanted)
     events = events[rows[data.text[events]] >= 0]
-    item, owner = rows[data.text[events]], data.owner(events)
+    owner = data.owner(events) * len(SCENARIOS) + data.scenario[events]
+    order = np.argsort(owner, kind="stable")
+    item, owner = rows[data.text[events[order]]], owner[order]
     counts = csr_matrix((items, items))
     for apart in range(1, REACH + 1):
         a, b = item[:-apart], item[apart:]

@@ -1,6 +1,7 @@
 """Where id vectors begin: counted as by hand, of training alone, neighbours together."""
 
 from collections import Counter
+from itertools import product
 
 import hypothesis.strategies as st
 import numpy as np
@@ -18,7 +19,9 @@ ITEMS = 6
 SKIP = ACTIONS.index("skip")
 CLICK = ACTIONS.index("click")
 HISTORIES = st.lists(
-    st.lists(st.tuples(st.integers(0, ITEMS + 1), st.just(0), st.sampled_from([CLICK, SKIP])), min_size=1, max_size=12),
+    st.lists(
+        st.tuples(st.integers(0, ITEMS + 1), st.integers(0, 2), st.sampled_from([CLICK, SKIP])), min_size=1, max_size=12
+    ),
     min_size=1,
     max_size=5,
 )
@@ -39,9 +42,9 @@ def test_pairs_are_counted_as_by_hand(histories: list[list[tuple[int, int, int]]
     data = behaviour(histories, items=ITEMS, queries=2)
     by_hand: Counter[tuple[int, int]] = Counter()
     for history in histories:
-        met = [item for item, _, action in history if item < ITEMS and action != SKIP]
-        for i, a in enumerate(met):
-            for j, b in enumerate(met):
+        for asked in range(3):
+            met = [i for i, scenario, action in history if i < ITEMS and action != SKIP and scenario == asked]
+            for (i, a), (j, b) in product(enumerate(met), repeat=2):
                 if a != b and 0 < abs(i - j) <= REACH:
                     by_hand[a, b] += 1 / abs(i - j)
     found = pair_counts(data, everything(data), rows(data), ITEMS).toarray()
