@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
+from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import svds
 from torch import Tensor
 
@@ -32,13 +33,33 @@ def id_vectors(data: Behaviour, training: NDArray[np.bool_], rows: Ints, dim: in
     items = int(rows.max(initial=-1)) + 1
     rng = np.random.default_rng(seed)
     vectors = NOISE * rng.normal(size=(items, dim)) / dim**0.5
-    found = min(dim, items - 1)
+    if not items:
+        return torch.from_numpy(vectors).float()
     known = information(pair_counts(data, training, rows, items))
-    if found > 0 and known.nnz:
-        left, strength, _ = svds(known, k=found, v0=rng.normal(size=items))
-        begin = left * np.sqrt(strength)
-        vectors[:, :found] += begin / np.maximum(np.linalg.norm(begin, axis=1, keepdims=True), 1e-6)
+    for group in worlds(known, dim):
+        begin = directions(known[group][:, group], dim, rng)
+        vectors[group, : begin.shape[1]] += begin
     return torch.from_numpy(LENGTH * vectors).float()
+
+
+def worlds(known: csr_matrix, least: int) -> list[Ints]:
+    """Items that no chain of neighbours joins, such as two scenarios with catalogues of their own, apart: each group
+    has all components to itself. Those of at most `least` items are one group."""
+    _, label = connected_components(known, directed=False)
+    size = np.bincount(label)
+    label = np.where(size[label] > least, label, len(size))
+    return [np.flatnonzero(label == number) for number in np.unique(label)]
+
+
+def directions(known: csr_matrix, dim: int, rng: np.random.Generator) -> Floats:
+    """Of M: U √S, at most `dim` columns, every row of length 1 (0 where M knows nothing of the item)."""
+    rank = min(dim, known.shape[0] - 1)
+    if rank < 1 or not known.nnz:
+        return np.zeros((known.shape[0], 0))
+    left, strength, _ = svds(known, k=rank, v0=rng.normal(size=known.shape[0]))
+    begin = left * np.sqrt(strength)
+    unit: Floats = begin / np.maximum(np.linalg.norm(begin, axis=1, keepdims=True), 1e-6)
+    return unit
 
 
 def pair_counts(data: Behaviour, training: NDArray[np.bool_], rows: Ints, items: int) -> csr_matrix:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from scipy.sparse import csr_matrix
 
 from models.contract import ACTIONS
-from models.cooccurrence import LENGTH, NOISE, REACH, id_vectors, information, pair_counts
+from models.cooccurrence import LENGTH, NOISE, REACH, id_vectors, information, pair_counts, worlds
 from models.dataset import Behaviour
 from tests.models.populations import behaviour
 
@@ -88,6 +88,16 @@ def test_only_training_decides_and_the_seed_repeats_it() -> None:
     torch.testing.assert_close(vectors, id_vectors(data, training, rows(data), 8, seed=3), rtol=0, atol=0)
     data.text[~training] = 10  # what comes later is something else
     torch.testing.assert_close(vectors, id_vectors(data, training, rows(data), 8, seed=3), rtol=0, atol=0)
+
+
+def test_worlds_apart_have_all_components_each() -> None:
+    blocks = np.zeros((9, 9))
+    blocks[:4, :4] = blocks[4:7, 4:7] = 1
+    blocks[7, 8] = blocks[8, 7] = 1
+    known = csr_matrix(blocks - np.eye(9) * blocks)
+    assert [group.tolist() for group in worlds(known, least=2)] == [[0, 1, 2, 3], [4, 5, 6], [7, 8]]
+    assert [group.tolist() for group in worlds(known, least=3)] == [[0, 1, 2, 3], [4, 5, 6, 7, 8]]
+    assert [group.tolist() for group in worlds(known, least=9)] == [list(range(9))]
 
 
 @pytest.mark.parametrize("items", [0, 1, 2, 3, 9])
