@@ -1,5 +1,6 @@
 """Going on from a checkpoint with fresh events: kept when no worse on the newest hour, else as if nothing had been."""
 
+from itertools import count
 from pathlib import Path
 
 import pyarrow.parquet as parquet
@@ -37,8 +38,9 @@ def run(data: Path, out: Path, start: Path, *settings: str) -> int:
 def test_what_is_stored_can_still_be_read(
     served: Path, fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    figures = iter([0.1, 0.2])
+    figures, epochs, usual = iter([0.1, 0.2]), count(), train.Run.validate
     monkeypatch.setattr(continual, "_newest_hour", lambda *_: next(figures))
+    monkeypatch.setattr(train.Run, "validate", lambda run: usual(run) | {WATCHED: next(epochs)})  # each the best so far
     before = {path: path.read_bytes() for path in served.rglob("*") if path.is_file()}
     assert run(fresh, tmp_path / "new", served, "--set", "rate=0.01") == 0
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
@@ -104,3 +106,13 @@ def test_what_cannot_be_gone_on_from_is_refused_and_nothing_is_left(
         assert sorted(tmp_path.rglob("*")) == before
     with pytest.raises(BadInput, match="finished checkpoint"):
         continual.train_on(fresh, served, tiny(), served)
+
+
+def test_a_tower_that_only_gets_worse_stays_as_it_was(
+    served: Path, fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    epochs, usual = count(), train.Run.validate
+    monkeypatch.setattr(train.Run, "validate", lambda run: usual(run) | {WATCHED: -next(epochs)})
+    assert run(fresh, tmp_path / "new", served, "--set", "rate=0.01", "--set", "code_epochs=2") == 0
+    old, new = (load_file(folder / "user_interests/user_tower.safetensors") for folder in (served, tmp_path / "new"))
+    assert all(torch.equal(old[name], new[name]) for name in old if "weigh" not in name), "weights are calibrated anew"
