@@ -22,7 +22,7 @@ class Training:
     light_view: Kind = "id"  # what the light branch knows of an item; "none" leaves the branch out
     llm_view: Kind = "both"
     dim: int = 64  # components of a view
-    id_start: Literal["cooccurrence", "random"] = "cooccurrence"  # where the vectors of a view of ids begin
+    id_start: Literal["cooccurrence", "random"] = "cooccurrence"  # where the vectors of ids begin
     hidden_ids: float = 0.1  # share of items whose id is not added to their text in a step
     # codebook: a code is at most 4 bytes
     levels: int = 2

@@ -255,8 +255,7 @@ class Run:
         steps = epochs * len(self._steps(np.random.default_rng(0)))
         rates = schedule(adam, steps, config.warmup)
         module, adam = self.accelerator.prepare(objective, adam)
-        start = self.validate() if objective.codes.shape[1] else {WATCHED: -1.0}
-        state = self._restored(name, epochs, adam, rates) or {"epoch": 0} | self._best(0, start)
+        state = self._restored(name, epochs, adam, rates) or self._start()
         with Progress(disable=not self.accelerator.is_main_process) as progress:
             task = progress.add_task(name, total=steps)
             while state["epoch"] < epochs and state["epoch"] - state["best_epoch"] < config.patience:
@@ -271,6 +270,11 @@ class Run:
                 self._save(name, adam, rates, state)
         objective.load_state_dict(state["kept"])
         self.accelerator.free_memory()
+
+    def _start(self) -> dict[str, Any]:
+        """Of a phase; before the first one nothing is worth keeping."""
+        trained = self.objective.codes.shape[1] > 0
+        return {"epoch": 0} | self._best(0, self.validate() if trained else {WATCHED: -1.0})
 
     def _best(self, epoch: int, figures: dict[str, float]) -> dict[str, Any]:
         """What is known of the best epoch so far."""

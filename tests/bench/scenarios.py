@@ -83,7 +83,7 @@ def _run(name: str, path: Path, data: Behaviour, args: argparse.Namespace, confi
 
 
 def _alone(folder: Path, name: str, data: Behaviour, out: Path) -> Path:
-    """The events of one scenario, with all items in the same order."""
+    """The events of one scenario, with all items in the same order (their texts; images are not taken along)."""
     out.mkdir(parents=True, exist_ok=True)
     events = parquet.read_table(folder / "events.parquet")
     parquet.write_table(
