@@ -128,8 +128,10 @@ class Objective(nn.Module):
         """Of the target [B, L + 1] behind the first 0..L events: nothing is asked where nothing is known."""
         users, scales, losses = self.users, self.users.scales(), Losses()
         if users.config.light_dim:
+            place = torch.arange(1, target.shape[1], device=target.device).expand(len(target), -1)
+            asked = users.light.asked(found.light_states, place, scenario[:, 1:])
             at = (target[:, 1:] != NONE).nonzero(as_tuple=True)
-            queries = users.coarse.of(found.light_states[:, 1:][at], scenario[:, 1:][at])
+            queries = users.coarse.of(asked[at], scenario[:, 1:][at])
             losses["next light"] = pool.loss("light", queries * scales[0], target[:, 1:][at])
         if users.config.llm_dim:
             behind = found.llm_events + 1  # 0 for no event

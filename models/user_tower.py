@@ -58,7 +58,7 @@ class Interests(NamedTuple):
     light: Tensor  # unit, [B, G, S, K, light_dim], S of the scenarios known
     refined: Tensor  # unit, [B, G, S, K, llm_dim]
     weights: Tensor  # logits, [B, G, S, K]
-    light_states: Tensor  # [B, L + 1, 1 or K, width]: 0 is the sink, i stands behind event i - 1
+    light_states: Tensor  # [B, L + 1, …], to be asked: 0 is the sink, i stands behind event i - 1
     llm_states: Tensor  # [B, R, h], behind the mixed events
     llm_events: Tensor  # int64 [B, R]: which event each of those is; -1 for none
 
@@ -79,12 +79,12 @@ class UserTower(nn.Module):
         if c.light_dim:
             self.encoder = EventEncoder(c.light_dim, c.width, c.dropout)
             self.light = (
-                LightRecommender(c.width, c.layers, c.heads, c.dropout)
+                LightRecommender(c.width, c.layers, c.heads, c.dropout, shape[0])
                 if c.light == "sasrec"
                 else SelfAttentive(c.width, c.interests, c.dropout)
             )
             self.coarse = InterestHead(c.width, c.light_dim, *shape, c.dropout)
-            self.weigh = nn.Linear(c.width, shape[0] * shape[1])
+            self.weigh = nn.Linear(c.width, c.interests)
         if c.llm_dim:
             self.refiner = Refiner(c.llm, c.llm_dim, c.light_dim, shape, c.quotas, c.dropout)
 
@@ -111,9 +111,10 @@ class UserTower(nn.Module):
         llm_events = cuts.new_zeros(B, 0)
         if c.light_dim:
             light_states = self.light(self.encoder(first, histories))
-            at_cuts = light_states[torch.arange(B, device=cuts.device)[:, None], cuts]
-            light = self.coarse(at_cuts)
-            weights = weights + self.weigh(at_cuts.mean(dim=2)).unflatten(-1, shape)
+            place, scenario = cuts.repeat_interleave(shape[0], dim=1), torch.arange(shape[0], device=cuts.device)
+            asked = self.light.asked(light_states, place, scenario.repeat(B, G)).unflatten(1, (G, -1))
+            light = self.coarse(asked)
+            weights = weights + self.weigh(asked.mean(dim=3))
         if c.llm_dim:
             refined, more, llm_states, mixed = self.refiner(second, histories, light.detach(), cuts)
             weights = weights + more

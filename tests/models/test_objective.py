@@ -62,7 +62,8 @@ def test_the_next_items_loss_is_the_cross_entropy_over_all_warm_items_at_every_e
     total = torch.zeros(())
     for row, place in (batch.target[:, 1:] != NONE).nonzero().tolist():
         target, scenario = batch.target[row, place + 1], batch.target_scenario[row, place + 1, None]
-        interests = users.coarse.of(states[row, place + 1][None], scenario)[0]
+        asked = users.light.asked(states[row : row + 1], torch.tensor([[place + 1]]), scenario[None])
+        interests = users.coarse.of(asked[0], scenario)[0]
         scores = users.scales()[0] * interests @ views.T
         total += scores.flatten().logsumexp(0) - scores[:, target].logsumexp(0)
     torch.testing.assert_close(loss / count, total / count, atol=0.02, rtol=0.01)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -265,15 +266,33 @@ def test_the_codebook_in_the_tower_is_the_one_it_was_given() -> None:
 
 def test_the_light_recommender_is_causal_and_reads_an_explicit_sink() -> None:
     torch.manual_seed(0)
-    for light in (LightRecommender(8, 2, 2, 0.0), SelfAttentive(8, 3, 0.0)):
+    for light in (LightRecommender(8, 2, 2, 0.0, scenarios=3), SelfAttentive(8, 3, 0.0)):
         light.sink.data.normal_()
         events = torch.randn(2, 6, 8)
-        states = light(events)
-        assert states.shape == (2, 7, 1 if isinstance(light, LightRecommender) else 3, 8)
+        answers = asked(light, events)
+        assert answers.shape == (2, 7, 1 if isinstance(light, LightRecommender) else 3, 8)
         for length in range(6):
-            torch.testing.assert_close(light(events[:, :length]), states[:, : length + 1], atol=1e-5, rtol=0)
+            torch.testing.assert_close(asked(light, events[:, :length]), answers[:, : length + 1], atol=1e-5, rtol=0)
         light.sink.data.normal_()
-        assert (light(events)[:, -1] - states[:, -1]).abs().max() > 1e-3
+        assert (asked(light, events)[:, -1] - answers[:, -1]).abs().max() > 1e-3
+
+
+def asked(light: LightRecommender | SelfAttentive, events: torch.Tensor, scenario: int = 0) -> torch.Tensor:
+    """What all states say of a scenario."""
+    places = torch.arange(events.shape[1] + 1).expand(len(events), -1)
+    return light.asked(light(events), places, torch.full_like(places, scenario))
+
+
+def test_the_light_recommender_is_asked_for_a_scenario_wherever_it_stands() -> None:
+    torch.manual_seed(0)
+    light, events = LightRecommender(8, 2, 2, 0.0, scenarios=3), torch.randn(2, 6, 8)
+    one, two = asked(light, events, 0), asked(light, events, 1)
+    assert (one - two).abs().amin(dim=1).max() > 1e-3
+    place, scenario = torch.tensor([[6, 2, 6], [0, 5, 5]]), torch.tensor([[1, 0, 0], [1, 1, 0]])
+    some = light.asked(light(events), place, scenario)
+    for row, column in np.ndindex(2, 3):
+        whole = (one, two)[int(scenario[row, column])]
+        torch.testing.assert_close(some[row, column], whole[row, place[row, column]], atol=1e-6, rtol=0)
 
 
 def test_self_attentive_interests_are_comirecs_formula() -> None:
@@ -289,6 +308,10 @@ def test_self_attentive_interests_are_comirecs_formula() -> None:
 def test_rotary_products_depend_on_the_distance_alone(i: int, j: int, shift: int) -> None:
     x = torch.randn(8, generator=torch.Generator().manual_seed(i)).expand(100, 8)
     y = torch.randn(8, generator=torch.Generator().manual_seed(j)).expand(100, 8)
+    place = torch.arange(100)[:, None]
     torch.testing.assert_close(
-        rotate(x)[i] @ rotate(y)[j], rotate(x)[i + shift] @ rotate(y)[j + shift], atol=1e-3, rtol=1e-3
+        rotate(x, place)[i] @ rotate(y, place)[j],
+        rotate(x, place)[i + shift] @ rotate(y, place)[j + shift],
+        atol=1e-3,
+        rtol=1e-3,
     )
