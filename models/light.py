@@ -93,7 +93,7 @@ class Block(nn.Module):
         if asking is None or place is None:
             asking, place, mask = x, L, None
         else:
-            mask = (L <= place[..., None])[:, None]
+            mask = (place[..., None] >= L)[:, None]
         q = rotate(self._heads(self.q(self.attention_norm(asking))), place[..., None, :, None])
         mixed = F.scaled_dot_product_attention(q, rotate(k, L[:, None]), v, mask, p, is_causal=mask is None)
         y = asking + self.dropout(self.out(mixed.transpose(1, 2).flatten(2)))
@@ -102,7 +102,8 @@ class Block(nn.Module):
 
     def _heads(self, x: Tensor) -> Tensor:
         """[B, heads, L, D] of [B, L, heads · D]."""
-        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        heads: Tensor = x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        return heads
 
 
 def rotate(x: Tensor, place: Tensor) -> Tensor:

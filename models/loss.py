@@ -13,8 +13,10 @@ it is biased (Khrylchenko et al., arXiv:2507.09331, whose correction is the esti
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.matching import SAME, match
@@ -73,10 +75,21 @@ def disentangled(
     scale: Tensor,
     log_q: Tensor | None = None,
     alike: float = SAME,
+    views: Sequence[int] = (),
 ) -> Tensor:
     """RED-Rec's losses [N]: InfoNCE of each of the N `targets` [M, W, D] of the windows that are `present` [M, W],
-    with the query that `match` gives it among its row's `queries` [M, K, D]. All unit. The rest as in `info_nce`."""
+    with the query that `match` gives it among its row's `queries` [M, K, D]. All unit. The rest as in `info_nce`.
+
+    Where all are `views` of these sizes side by side, it is the whole that is matched, and each view that learns by a
+    loss of its own, at its own of the scales [views]: one that tells the item already leaves the others theirs (ours).
+    """
     row, place = present.nonzero(as_tuple=True)
     query, target = match(queries, targets, present, alike)[row, place], targets[row, place]
     masked = near_duplicates(target, negatives)
-    return info_nce(queries[row, query, None], target, negatives, masked, scale, log_q)[:, 0]
+    sizes = list(views) or [queries.shape[-1]]
+    parts = (some.split(sizes, dim=-1) for some in (queries[row, query, None], target, negatives))
+    units = ((F.normalize(part, dim=-1) for part in view) for view in zip(*parts, strict=True))
+    losses = [
+        info_nce(q, t, n, masked, own, log_q)[:, 0] for (q, t, n), own in zip(units, scale.reshape(-1), strict=True)
+    ]
+    return torch.stack(losses).sum(dim=0)

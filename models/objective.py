@@ -2,7 +2,7 @@
 
     next       light branch and LLM, at every event: cross-entropy of the next wanted item (HLLM, SASRec)
     refined    LLM, at the queries behind some cuts: cross-entropy of the next item of every scenario
-    window     fused interests: each of the next W items trains the query its cluster was matched to
+    window     each of the next W items trains, in both branches, the interest its cluster was matched to when fused
     weights    the share of the window that each interest serves
 
 Targets are the future items' own vectors. The branches share no parameter but the item table they read, if they do, and
@@ -157,8 +157,17 @@ class Objective(nn.Module):
         present = window != NONE
         targets = pool.vectors[window.clamp_min(0)]
         negatives = pool.vectors[pool.drawn[:NEGATIVES]]
-        scale = self.users.fused_scale()
-        apart = disentangled(queries, targets, present, negatives, scale, alike=NEAR_DUPLICATE)
+        c = self.users.config
+        there = [view for view, size in enumerate((c.light_dim, c.llm_dim)) if size]
+        apart = disentangled(
+            queries,
+            targets,
+            present,
+            negatives,
+            self.users.scales()[there],
+            alike=NEAR_DUPLICATE,
+            views=[size for size in (c.light_dim, c.llm_dim) if size],
+        )
         importance = decay(torch.arange(window.shape[1], device=window.device), HALF_LIFE) * present
         weighed = weight_loss(found.weights[at], shares(queries.detach(), targets, importance))
         return {"window": (apart.sum(), len(apart)), "weights": (weighed * len(window), len(window))}

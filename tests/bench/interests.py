@@ -25,9 +25,9 @@ from models.train import train
 Rows = dict[str, tuple[str, tuple[str, ...]]]  # name: preset and settings
 SERVED: tuple[str, tuple[str, ...]] = ("default", ())
 ROAD: Rows = {
+    "SASRec, ids begin at random": ("sasrec", ("id_start=random", "epochs=30", "warmup=0.2")),
     "SASRec": ("sasrec", ()),
     "ComiRec-SA": ("comirec", ()),
-    "SASRec, ids begin at co-occurrence": ("sasrec", ("id_start=cooccurrence", "epochs=10", "warmup=0.1")),
     "light: K interests": ("light", ("share_window=0", "share_weights=0")),
     "light: K interests, window matched": ("light", ()),
     "light: title and id": ("light", ("light_view=both",)),

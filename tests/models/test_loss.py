@@ -128,3 +128,26 @@ def test_a_batch_without_targets_costs_nothing() -> None:
     value.backward()
     assert value == 0
     assert not queries.grad.any()
+
+
+def test_of_views_side_by_side_the_whole_is_matched_and_each_learns_by_itself() -> None:
+    queries, targets, negatives = units(2, 3, 8), units(2, 4, 8, seed=1), units(9, 8, seed=2)
+    present = torch.tensor([[True, True, True, False], [True, False, False, False]])
+    scales = torch.tensor([5.0, 20.0])
+    row, place = present.nonzero(as_tuple=True)
+    query = match(queries, targets, present)[row, place]
+    masked = near_duplicates(targets[row, place], negatives)
+    each = [
+        info_nce(
+            *(
+                F.normalize(part[..., view], dim=-1)
+                for part in (queries[row, query, None], targets[row, place], negatives)
+            ),
+            masked,
+            scale,
+        )[:, 0]
+        for view, scale in ((slice(3), scales[0]), (slice(3, 8), scales[1]))
+    ]
+    torch.testing.assert_close(
+        disentangled(queries, targets, present, negatives, scales, views=(3, 5)), each[0] + each[1]
+    )
