@@ -88,14 +88,14 @@ class Block(nn.Module):
         """[B, L, width] of `x` [B, L, width]; or [B, Q, width] of `asking`, each as if it stood in its `place` [B, Q]
         of `x` and read that and what is before."""
         p = self.dropout.p if self.training else 0.0
-        L = torch.arange(x.shape[1], device=x.device)
+        row = torch.arange(x.shape[1], device=x.device)
         k, v = self._heads(self.kv(self.attention_norm(x))).chunk(2, dim=-1)
         if asking is None or place is None:
-            asking, place, mask = x, L, None
+            asking, place, mask = x, row, None
         else:
-            mask = (place[..., None] >= L)[:, None]
+            mask = (place[..., None] >= row)[:, None]
         q = rotate(self._heads(self.q(self.attention_norm(asking))), place[..., None, :, None])
-        mixed = F.scaled_dot_product_attention(q, rotate(k, L[:, None]), v, mask, p, is_causal=mask is None)
+        mixed = F.scaled_dot_product_attention(q, rotate(k, row[:, None]), v, mask, p, is_causal=mask is None)
         y = asking + self.dropout(self.out(mixed.transpose(1, 2).flatten(2)))
         fed: Tensor = y + self.dropout(self.down(self.dropout(F.gelu(self.up(self.forward_norm(y))))))
         return fed

@@ -80,8 +80,8 @@ def disentangled(
     """RED-Rec's losses [N]: InfoNCE of each of the N `targets` [M, W, D] of the windows that are `present` [M, W],
     with the query that `match` gives it among its row's `queries` [M, K, D]. All unit. The rest as in `info_nce`.
 
-    Where all are `views` of these sizes side by side, it is the whole that is matched, and each view that learns by a
-    loss of its own, at its own of the scales [views]: one that tells the item already leaves the others theirs (ours).
+    Where all are `views` of these sizes side by side, the whole is matched, and each view learns by a loss of its own,
+    at its own of the scales [views]: one that already tells the item does not keep the others from it (ours).
     """
     row, place = present.nonzero(as_tuple=True)
     query, target = match(queries, targets, present, alike)[row, place], targets[row, place]

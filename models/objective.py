@@ -157,14 +157,13 @@ class Objective(nn.Module):
         present = window != NONE
         targets = pool.vectors[window.clamp_min(0)]
         negatives = pool.vectors[pool.drawn[:NEGATIVES]]
-        c = self.users.config
-        there = [view for view, size in enumerate((c.light_dim, c.llm_dim)) if size]
+        c, scales = self.users.config, self.users.scales()
         apart = disentangled(
             queries,
             targets,
             present,
             negatives,
-            self.users.scales()[there],
+            scales[[c.light_dim > 0, c.llm_dim > 0]],
             alike=NEAR_DUPLICATE,
             views=[size for size in (c.light_dim, c.llm_dim) if size],
         )
