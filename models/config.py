@@ -40,7 +40,7 @@ class Training:
     llm_layers: int = 2
     llm_heads: int = 4
     recent: int = 64  # events that the LLM reads, shared out to scenarios
-    dropout: float = 0.5
+    dropout: float = 0.5  # of the light branch; the LLM has .6 of it
     # loss
     cuts: int = 2  # of a stretch, where the LLM's queries are asked
     window: int = 10  # W, future items of each scenario
