@@ -46,7 +46,7 @@ class LightRecommender(nn.Module):
 
 class SelfAttentive(nn.Module):
     """ComiRec-SA (Cen et al. 2020), a baseline: A = softmax(W2 tanh(W1 Hᵀ)) over the events, V = A H, one row of A per
-    interest. How long ago an event was is a learned bias here, so that every prefix is answered at once (ours)."""
+    interest. How long ago an event was is a learned bias here, so that any prefix can be asked (ours)."""
 
     def __init__(self, width: int, interests: int, dropout: float) -> None:
         super().__init__()
@@ -58,19 +58,17 @@ class SelfAttentive(nn.Module):
         nn.init.zeros_(self.ago.weight)
 
     def forward(self, events: Tensor) -> Tensor:
-        """States [B, L + 1, K, width] of compact encoded events [B, L, width]."""
-        events = torch.cat([self.sink.expand(len(events), 1, -1), events], dim=1)
-        place = torch.arange(events.shape[1], device=events.device)
-        ago = place[:, None] - place
-        bias = self.ago((1 + ago.clamp_min(0)).float().log2().mul(2).long().clamp_max(AGO_BUCKETS - 1))
-        scores = self.w2(torch.tanh(self.w1(events)))[:, None] + bias  # [B, L + 1, L + 1, K]
-        weights = scores.masked_fill((ago < 0)[..., None], -torch.inf).softmax(dim=2)
-        normed: Tensor = self.norm(torch.einsum("bijk,bjw->bikw", self.dropout(weights), events))
-        return normed
+        """H [B, L + 1, width] of compact encoded events [B, L, width]: they and, before them, the sink."""
+        return torch.cat([self.sink.expand(len(events), 1, -1), events], dim=1)
 
     def asked(self, states: Tensor, place: Tensor, scenario: Tensor) -> Tensor:  # noqa: ARG002
-        """[B, Q, K, width]: the `states` in `place` [B, Q]; they say the same of every scenario."""
-        return states[torch.arange(len(states), device=states.device)[:, None], place]
+        """[B, Q, K, width] of H up to each `place` [B, Q]; the same for every scenario."""
+        ago = place[..., None] - torch.arange(states.shape[1], device=states.device)  # [B, Q, L + 1]
+        bias = self.ago((1 + ago.clamp_min(0)).float().log2().mul(2).long().clamp_max(AGO_BUCKETS - 1))
+        scores = self.w2(torch.tanh(self.w1(states)))[:, None] + bias  # [B, Q, L + 1, K]
+        weights = scores.masked_fill((ago < 0)[..., None], -torch.inf).softmax(dim=2)
+        normed: Tensor = self.norm(torch.einsum("bqjk,bjw->bqkw", self.dropout(weights), states))
+        return normed
 
 
 class Block(nn.Module):
