@@ -9,6 +9,7 @@ uniform draws: the target itself plus (V - 1) / n times the sum over draws that 
 of a uniform proposal); with the whole catalogue as draws it is exact.
 """
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -28,8 +29,14 @@ def cross_entropy(queries: Tensor, targets: Tensor, draws: Tensor, own: Tensor, 
     return loss
 
 
+@cache
+def score_type(device: str) -> torch.dtype:
+    """bfloat16, but float32 on CPUs that cannot multiply in bfloat16 (no AVX-512): there it is many times slower."""
+    return torch.float32 if device == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.bfloat16
+
+
 class _CrossEntropy(torch.autograd.Function):
-    """The gradient is made on the way, chunk by chunk, so that no score is kept; scores are bfloat16."""
+    """The gradient is made on the way, chunk by chunk, so that no score is kept; scores are of `score_type`."""
 
     @staticmethod
     def forward(ctx: Any, queries: Tensor, targets: Tensor, draws: Tensor, own: Tensor, items: int) -> Tensor:
@@ -37,10 +44,11 @@ class _CrossEntropy(torch.autograd.Function):
         to_targets = (queries * targets[:, None]).sum(dim=-1)  # [P, K]
         bound = queries.norm(dim=-1).amax(dim=1) * draws.norm(dim=-1).max()
         bound = torch.maximum(bound, to_targets.amax(dim=1))
-        bound = torch.maximum(bound.clamp_max(SAFE), bound - HEADROOM).bfloat16()
+        short = score_type(draws.device.type)
+        bound = torch.maximum(bound.clamp_max(SAFE), bound - HEADROOM).to(short)
         ones = draws.new_ones(N, 1)  # one more component takes the bound off every score
-        wide = torch.cat([draws, ones], dim=1).bfloat16()
-        asked = torch.cat([queries.bfloat16(), -bound[:, None, None].expand(P, K, 1)], dim=2)
+        wide = torch.cat([draws, ones], dim=1).to(short)
+        asked = torch.cat([queries.to(short), -bound[:, None, None].expand(P, K, 1)], dim=2)
         d_queries, d_draws, loss = torch.empty_like(queries), torch.zeros_like(wide, dtype=torch.float32), 0.0
         target_exp = (to_targets - bound[:, None].float()).exp()
         target_log = to_targets.logsumexp(dim=1) - bound.float()  # exp() of it may be less than a float can hold
@@ -62,7 +70,7 @@ class _CrossEntropy(torch.autograd.Function):
             d_queries[rows] = (flat @ wide)[:, :D].float().unflatten(0, (-1, K)) * weight
             d_queries[rows] += pull[..., None] * targets[rows, None]
             d_targets[rows] = (pull[..., None] * queries[rows]).sum(dim=1)
-            d_draws += (flat.T @ (q.unflatten(0, (-1, K)) * weight).flatten(0, 1).bfloat16()).float()
+            d_draws += (flat.T @ (q.unflatten(0, (-1, K)) * weight).flatten(0, 1).to(short)).float()
         ctx.save_for_backward(d_queries, d_targets, d_draws[:, :D])
         return torch.as_tensor(loss)
 

@@ -1,5 +1,7 @@
 """The frugal cross-entropy against the plain one: value, gradients, sampling, and hard cases of the arithmetic."""
 
+from collections.abc import Iterator
+
 import hypothesis.strategies as st
 import pytest
 import torch
@@ -7,8 +9,10 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from torch import Tensor
 
+from models import softmax
 from models.softmax import cross_entropy
 
+KNOWN_TYPE = softmax.score_type
 SIZES = {
     "seed": st.integers(0, 2**32),
     "places": st.integers(1, 300),
@@ -16,6 +20,13 @@ SIZES = {
     "count": st.integers(2, 60),
     "scale": st.floats(1, 60),
 }
+
+
+@pytest.fixture(scope="module", autouse=True, params=[torch.float32, torch.bfloat16], ids=str)
+def _either_type(request: pytest.FixtureRequest) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(softmax, "score_type", lambda _: request.param)
+        yield
 
 
 def problem(seed: int, places: int, k: int, count: int, scale: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -120,3 +131,9 @@ def test_it_is_the_same_under_autocast(dtype: torch.dtype) -> None:
         found = cross_entropy(queries.to(dtype), items[wanted], items, wanted, 30)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, plain(queries, items, wanted), rtol=0.02, atol=0)
+
+
+def test_a_cpu_without_bfloat16_is_not_asked_for_it() -> None:
+    supported = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    assert KNOWN_TYPE("cpu") == (torch.bfloat16 if supported else torch.float32)
+    assert KNOWN_TYPE("cuda") == torch.bfloat16
