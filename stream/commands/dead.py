@@ -29,6 +29,7 @@ from stream.topics import DEAD
 SHOWN = 100  # letters in a table
 KEY_SHOWN = 40  # characters in a table
 REFUSALS = 10  # shown
+ROW = ("letter", "when (UTC)", "topic", "source", "key", "reason", "state")
 
 
 class Name(click.ParamType):
@@ -84,24 +85,16 @@ def command() -> None:
 @click.option("--by", type=click.Choice(["reason"]), help="Count instead.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def list_(wanted: Wanted, settled: bool, by: str | None, as_json: bool) -> None:
-    """List open letters, the oldest first: by name, or those that all options take. A table holds 100 unless --limit
-    says otherwise."""
-    if wanted.limit is None and not as_json:
-        wanted = replace(wanted, limit=SHOWN)
-    with DeadLetters(wanted) as letters:
+    """List open letters, the oldest first.
+
+    Those that are named, or that all options take. A table holds 100 of them unless --limit says otherwise.
+    """
+    limit = wanted.limit or (None if as_json else SHOWN)
+    with DeadLetters(replace(wanted, limit=limit)) as letters:
         asyncio.run(_read(letters))
-        if by and as_json:
-            for reason, count in letters.reasons(settled):
-                click.echo(json.dumps({"reason": reason, "letters": count}))
-        elif by:
-            _print(("letters", "reason"), ((f"{count:,}", reason) for reason, count in letters.reasons(settled)))
-        elif as_json:
-            for letter, state in letters.chosen(settled):
-                click.echo(json.dumps(_plain(letter, state)))
-        else:
-            _print(ROW if settled else ROW[:-1], (_row(letter, state) for letter, state in letters.chosen(settled)))
-            if wanted.limit and (matching := letters.count(settled)) > wanted.limit:
-                click.echo(f"{wanted.limit:,} of {matching:,} shown: see --limit")
+        (_list_reasons if by else _list_letters)(letters, settled, as_json)
+        if not by and limit and (matching := letters.count(settled)) > limit:
+            click.echo(f"{limit:,} of {matching:,} shown: see --limit", err=as_json)
         click.echo(_totals(letters.counts()), err=as_json)
 
 
@@ -109,7 +102,10 @@ def list_(wanted: Wanted, settled: bool, by: str | None, as_json: bool) -> None:
 @click.argument("name", type=Name())
 @click.option("--raw", is_flag=True, help="The original's bytes alone.")
 def show(name: Place, raw: bool) -> None:
-    """Print letter NAME: its headers, and the original as JSON, or as text with escapes where it is none."""
+    """Print a letter.
+
+    The headers of letter NAME, and the original: laid out if it is JSON, else with escapes.
+    """
     with DeadLetters(Wanted(names=frozenset([name])), originals=True) as letters:
         asyncio.run(_read(letters))
         ((letter, state),) = letters.chosen(settled=True)
@@ -129,10 +125,10 @@ def show(name: Place, raw: bool) -> None:
 @click.option("--value", type=click.File("rb"), help="A file with what to send instead of the one letter's original.")
 @click.option("--yes", is_flag=True, help="All open letters, if nothing else is said.")
 def replay_(wanted: Wanted, value: IO[bytes] | None, yes: bool) -> int:
-    """Put the originals of open letters back onto their own topics, with their keys.
+    """Send originals back to their own topics.
 
-    What is still wrong with one makes a new letter. If it is broken off, some events may be sent again the next time,
-    which counts once. Exit code 1 if a letter was refused; it stays open.
+    Open letters only, keys and all. What is still wrong with an original makes a new letter. If it is broken off, some
+    events may be sent again the next time, which counts once. Exit code 1 if a letter was refused; it stays open.
     """
     if value is not None and len(wanted.names) != 1:
         raise UserError("--value is for one letter: give its NAME")
@@ -152,6 +148,22 @@ def drop_(wanted: Wanted, yes: bool) -> None:
     _ask(wanted, yes)
     with DeadLetters(wanted) as letters:
         _report(letters, Outcome.DROPPED, asyncio.run(_settle(letters, drop)))
+
+
+def _list_letters(letters: DeadLetters, settled: bool, as_json: bool) -> None:
+    if as_json:
+        for letter, state in letters.chosen(settled):
+            click.echo(json.dumps(_plain(letter, state)))
+    else:
+        _print(ROW if settled else ROW[:-1], (_row(letter, state) for letter, state in letters.chosen(settled)))
+
+
+def _list_reasons(letters: DeadLetters, settled: bool, as_json: bool) -> None:
+    if as_json:
+        for reason, count in letters.reasons(settled):
+            click.echo(json.dumps({"reason": reason, "letters": count}))
+    else:
+        _print(("letters", "reason"), ((f"{count:,}", reason) for reason, count in letters.reasons(settled)))
 
 
 def _ask(wanted: Wanted, yes: bool) -> None:
@@ -188,9 +200,6 @@ def _report(letters: DeadLetters, outcome: Outcome, done: Settled) -> None:
 def _totals(counts: Counter[str]) -> str:
     states = ", ".join(f"{counts[state]:,} {state}" for state in (OPEN, *Outcome))
     return f"{counts.total():,} letters: {states}"
-
-
-ROW = ("letter", "when (UTC)", "topic", "source", "key", "reason", "state")
 
 
 def _row(letter: Letter, state: str) -> tuple[str, ...]:
