@@ -23,6 +23,7 @@ from faust.types import TP, ConsumerMessage
 from mode.utils.futures import notify
 from yarl import URL
 
+from stream import header_names
 from stream.errors import Transient
 from stream.ledger import Batch, Ledger, Record
 from stream.retry import persistently
@@ -48,6 +49,7 @@ log = logging.getLogger(__name__)
 
 class _Thread(driver.AIOKafkaConsumerThread):
     def _create_worker_consumer(self, transport: Any) -> Any:
+        header_names.allow()
         consumer = super()._create_worker_consumer(transport)
         consumer._fetch_max_wait_ms = FETCH_WAIT_MS  # Faust fixes it at 1.5 s
         return consumer

@@ -20,6 +20,7 @@ COMMANDS = {  # name: its module, by name because stream imports nothing of mode
     "produce": ("stream.commands.produce", "Replay files of events and items into Kafka."),
     "inspect": ("stream.commands.inspect", "Show what is known of a user."),
     "recommend": ("stream.commands.recommend", "Show what a user would be recommended."),
+    "dead": ("stream.commands.dead", "List, show, replay and drop dead letters."),
     "dump": ("stream.commands.dump", "Write the log as a dataset to train on."),
     "synthesize": ("stream.commands.synthesize", "Write a synthetic population to files."),
     "import": ("models.commands.import_", "Convert raw files of public datasets for training."),

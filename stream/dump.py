@@ -21,6 +21,7 @@ from stream.files import BATCH_ROWS, Columns, table
 from stream.ingest import payload
 from stream.ledger import Batch, Record
 from stream.ports import Reader
+from stream.scratch import scratch
 from stream.topics import EVENT_TOPICS
 
 EVENTS: Columns = {
@@ -72,7 +73,7 @@ def folder_of(out: Path) -> Iterator[Path]:
 
 async def dump_events(reader: Reader, folder: Path, limit: int, advance: Advance, dumped: Dumped) -> None:
     """All events of `reader` into events.parquet; `limit` in bytes of a record."""
-    with closing(_scratch("seen (id INTEGER PRIMARY KEY)")) as seen, table(folder / "events.parquet", EVENTS) as write:
+    with closing(scratch("seen (id INTEGER PRIMARY KEY)")) as seen, table(folder / "events.parquet", EVENTS) as write:
         async for batch in reader.batches():
             scenario = SCENARIO_OF[batch.topic]
             rows = []
@@ -90,7 +91,7 @@ async def dump_events(reader: Reader, folder: Path, limit: int, advance: Advance
 async def dump_items(reader: Reader, folder: Path, limit: int, advance: Advance, dumped: Dumped) -> None:
     """The newest record of every item of `reader` into items.parquet."""
     columns = ", ".join(ITEMS).replace("item_id", "item_id PRIMARY KEY")
-    with closing(_scratch(f"items ({columns})")) as newest:
+    with closing(scratch(f"items ({columns})")) as newest:
         async for batch in reader.batches():
             rows = (item.model_dump(include=set(ITEMS)) for item in _valid(batch, partial(_item, limit), dumped))
             newest.executemany(
@@ -130,15 +131,6 @@ def _identity(scenario: str, event: Event) -> int:
     """64 bits that stand for an event id of a user in a scenario, which is what the stream counts once."""
     name = "\0".join((scenario, event.user_id, event.event_id)).encode()
     return int.from_bytes(blake2b(name, digest_size=8).digest(), "big", signed=True)
-
-
-def _scratch(schema: str) -> sqlite3.Connection:
-    """A table in a temporary file, unless it is small, that goes with its connection."""
-    store = sqlite3.connect("", isolation_level=None)
-    store.execute("PRAGMA journal_mode = OFF")
-    store.execute(f"CREATE TABLE {schema}")
-    store.execute("BEGIN")
-    return store
 
 
 def _insert(seen: sqlite3.Connection, number: int) -> bool:

@@ -5,11 +5,13 @@ Every method raises `Transient` when the service cannot serve now and `Permanent
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from enum import StrEnum
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stream.errors import Permanent
 from stream.events import Item
 from stream.ledger import Batch
 
@@ -99,6 +101,31 @@ class DeadLetter:
     value: bytes | None
 
 
+class Place(NamedTuple):
+    """Where a dead letter lies on the dead-letter topic, which is its name: `PARTITION:OFFSET`."""
+
+    partition: int
+    offset: int
+
+    def __str__(self) -> str:
+        return f"{self.partition}:{self.offset}"
+
+
+class Outcome(StrEnum):
+    """What may become of a dead letter."""
+
+    REPLAYED = "replayed"
+    DROPPED = "dropped"
+
+
+@dataclass(frozen=True)
+class Settlement:
+    """Word of what became of a dead letter. The first one counts."""
+
+    place: Place
+    outcome: Outcome
+
+
 @dataclass(frozen=True)
 class Update:
     """A profile that is searchable, announced on `profiles.updated`."""
@@ -111,10 +138,15 @@ class Update:
 
 
 class Log(Protocol):
-    """What the core writes to Kafka; both return once the broker has acknowledged everything."""
+    """What the core writes to Kafka; each method returns once the broker has acknowledged everything."""
 
     async def dead_letter(self, letters: Sequence[DeadLetter]) -> None: ...
     async def announce(self, updates: Sequence[Update]) -> None: ...
+    async def send_back(self, originals: Sequence[DeadLetter]) -> Sequence[Permanent | None]:
+        """Put keys and values onto the topics they came from, in order; for each why it was refused, or None."""
+
+    async def settle(self, settlements: Sequence[Settlement]) -> None:
+        """Note on the dead-letter topic what became of letters."""
 
 
 class Reader(Protocol):

@@ -1,19 +1,22 @@
-"""Kafka as the log is written: events and items by a replay, dead letters and announcements by a worker."""
+"""Kafka as the log is written: events and items by a replay, dead letters and announcements by a worker, and what
+becomes of dead letters."""
 
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaError
 
 from stream.adapters.kafka_admin import Lag, lag, missing_topics, provision_topics
 from stream.adapters.kafka_connection import connection, translated
-from stream.ports import DeadLetter, Update
+from stream.dead_topic import letter_message, settlement_message
+from stream.errors import Permanent
+from stream.ports import DeadLetter, Settlement, Update
 from stream.settings import Settings
 from stream.topics import DEAD, EVENT_TOPICS, ITEMS, UPDATED
 
@@ -22,15 +25,14 @@ __all__ = ["KafkaLog", "Producer", "lag", "missing_topics", "provision_topics"]
 REQUEST_BYTES = 4 << 20  # a dead letter holds an original of up to 1 MiB and its headers
 BATCH_BYTES = 256 << 10  # of one partition under way at once
 LINGER_MS = 5
-ORIGINAL_BYTES = 2_500_000  # of a dead letter's value: below the topic's limit with key and headers
-KEY_BYTES = 65_536  # likewise of its key
-REASON_BYTES = 2_000  # of a dead letter's header
 ROOM_BYTES = 2_500_000  # half of what the in-memory broker keeps of a partition, read or not
 ROOM_RECORDS = 50_000  # likewise
 READY_SECONDS = 2.0
 CLOSE_SECONDS = 10.0  # for a broker that is gone; `flush` has said before what arrived
 LOOK_BYTES = 500_000  # sent between two looks at the lag
 LOOK_SECONDS = 0.1  # between two looks while there is no room
+
+T = TypeVar("T")
 
 
 class Producer:
@@ -63,18 +65,40 @@ class Producer:
 
     async def send_event(self, scenario: str, user_id: str, value: bytes) -> None:
         """Queue an event; `flush` says whether it arrived."""
-        await self._replay(EVENT_TOPICS[scenario], user_id.encode(), value)
+        await self.replay(EVENT_TOPICS[scenario], user_id.encode(), value)
 
     async def send_item(self, item_id: str, value: bytes) -> None:
         """Queue an item; `flush` says whether it arrived."""
-        await self._replay(ITEMS, item_id.encode(), value)
+        await self.replay(ITEMS, item_id.encode(), value)
+
+    async def replay(self, topic: str, key: bytes | None, value: bytes | None) -> asyncio.Future[Any]:
+        """Queue a record of a topic of events or items; `flush`, or what is returned, says whether it arrived."""
+        acknowledgement = await self.send(topic, key, value)
+        size = len(key or b"") + len(value or b"")
+        self._records[topic] += 1
+        self._bytes[topic] += size
+        self._unlooked += size
+        if self.forgets and self._unlooked > LOOK_BYTES:
+            await self._wait_for_room()
+            self._unlooked = 0
+        return acknowledgement
 
     async def send(
-        self, topic: str, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]] = ()
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Sequence[tuple[str, bytes]] = (),
+        partition: int | None = None,
     ) -> asyncio.Future[Any]:
-        """Queue any record, at once; `flush`, or what is returned, says whether it arrived."""
+        """Queue any record, at once; `flush`, or what is returned, says whether it arrived. The partition is the
+        key's unless it is given."""
+        if key is None and value is None:
+            raise Permanent(f"Kafka at {self._bootstrap}: a record needs a key or a value")  # aiokafka's own rule
         with translated(self._bootstrap):
-            acknowledgement: asyncio.Future[Any] = await self._kafka.send(topic, value, key, headers=list(headers))
+            acknowledgement: asyncio.Future[Any] = await self._kafka.send(
+                topic, value, key, partition, headers=list(headers)
+            )
         acknowledgement.add_done_callback(self._note)
         return acknowledgement
 
@@ -102,16 +126,6 @@ class Producer:
     def _note(self, acknowledgement: asyncio.Future[Any]) -> None:
         if not acknowledgement.cancelled():
             self._failure = self._failure or acknowledgement.exception()
-
-    async def _replay(self, topic: str, key: bytes, value: bytes) -> None:
-        await self.send(topic, key, value)
-        size = len(key) + len(value)
-        self._records[topic] += 1
-        self._bytes[topic] += size
-        self._unlooked += size
-        if self.forgets and self._unlooked > LOOK_BYTES:
-            await self._wait_for_room()
-            self._unlooked = 0
 
     async def _wait_for_room(self) -> None:
         await self.flush()
@@ -144,17 +158,8 @@ class KafkaLog:
         self._producer = producer
 
     async def dead_letter(self, letters: Sequence[DeadLetter]) -> None:
-        """Original key and value; where it was and why in headers.
-
-        A null value is an empty one with header `null`. What is larger than Kafka takes unless it was told otherwise is
-        cut, and a header `bytes` or `key-bytes` says how long it was.
-        """
-        await self._producer.deliver(
-            [
-                await self._producer.send(DEAD, _cut(letter.key, KEY_BYTES), _value(letter), _headers(letter))
-                for letter in letters
-            ]
-        )
+        """As `stream.dead_topic` lays them out."""
+        await self._producer.deliver([await self._producer.send(DEAD, *letter_message(each)) for each in letters])
 
     async def announce(self, updates: Sequence[Update]) -> None:
         await self._producer.deliver(
@@ -164,24 +169,19 @@ class KafkaLog:
             ]
         )
 
+    async def send_back(self, originals: Sequence[DeadLetter]) -> list[Permanent | None]:
+        """On a broker that forgets, it waits for room, as events and items do."""
+        queued = [await _or_refusal(self._producer.replay(o.topic, o.key, o.value)) for o in originals]
+        return [q if isinstance(q, Permanent) else await _or_refusal(self._producer.deliver([q])) for q in queued]
 
-def _cut(field: bytes | None, size: int) -> bytes | None:
-    return None if field is None else field[:size]
+    async def settle(self, settlements: Sequence[Settlement]) -> None:
+        await self._producer.deliver(
+            [await self._producer.send(DEAD, *settlement_message(each), each.place.partition) for each in settlements]
+        )
 
 
-def _value(letter: DeadLetter) -> bytes:
-    return (letter.value or b"")[:ORIGINAL_BYTES]
-
-
-def _headers(letter: DeadLetter) -> list[tuple[str, bytes]]:
-    reason = letter.reason.encode(errors="replace")[:REASON_BYTES]
-    headers = [
-        ("reason", reason),
-        ("topic", letter.topic.encode()),
-        ("partition", b"%d" % letter.partition),
-        ("offset", b"%d" % letter.offset),
-    ]
-    headers += [("null", b"1")] * (letter.value is None)
-    for name, field, size in (("key-bytes", letter.key, KEY_BYTES), ("bytes", letter.value, ORIGINAL_BYTES)):
-        headers += [(name, b"%d" % len(field or b""))] * (len(field or b"") > size)
-    return headers
+async def _or_refusal(call: Awaitable[T]) -> T | Permanent:
+    try:
+        return await call
+    except Permanent as error:
+        return error

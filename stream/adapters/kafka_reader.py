@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
+from stream import header_names
 from stream.adapters.kafka_admin import partitions
 from stream.adapters.kafka_connection import connection, translated
 from stream.errors import Transient, UserError
@@ -99,6 +100,7 @@ class KafkaReader:
 
 
 def _client(bootstrap: str, settings: Settings) -> Any:
+    header_names.allow()
     return AIOKafkaConsumer(
         group_id=None,
         enable_auto_commit=False,

@@ -1,6 +1,7 @@
 """In-memory twins of `Models`, `Vectors` and `Log`, for tests and for trying things out: no server, no network."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
@@ -11,9 +12,11 @@ from qdrant_client import AsyncQdrantClient
 
 from models.contract import DIM, SCENARIOS
 from stream.adapters.qdrant import QdrantVectors
-from stream.ledger import Batch
+from stream.dead_topic import Message, letter_message, settlement_message
+from stream.errors import Permanent
+from stream.ledger import Batch, Record
 from stream.points import ITEMS, USERS
-from stream.ports import DeadLetter, Encoded, Floats, HistoryTensors, Interests, ModelCard, Update
+from stream.ports import DeadLetter, Encoded, Floats, HistoryTensors, Interests, ModelCard, Settlement, Update
 
 
 class MemoryVectors(QdrantVectors):
@@ -77,16 +80,30 @@ class MemoryModels:
 
 @dataclass
 class MemoryLog:
-    """What was written, in order."""
+    """What was written, in order; `dead` is the dead-letter topic, of one partition."""
 
     letters: list[DeadLetter] = field(default_factory=list)
     updates: list[Update] = field(default_factory=list)
+    sent_back: list[DeadLetter] = field(default_factory=list)
+    dead: list[Record] = field(default_factory=list)
 
     async def dead_letter(self, letters: Sequence[DeadLetter]) -> None:
         self.letters += letters
+        self._write(map(letter_message, letters))
 
     async def announce(self, updates: Sequence[Update]) -> None:
         self.updates += updates
+
+    async def send_back(self, originals: Sequence[DeadLetter]) -> list[Permanent | None]:
+        self.sent_back += originals
+        return [None] * len(originals)
+
+    async def settle(self, settlements: Sequence[Settlement]) -> None:
+        self._write(map(settlement_message, settlements))
+
+    def _write(self, messages: Iterable[Message]) -> None:
+        for key, value, headers in messages:
+            self.dead.append(Record(len(self.dead), key, value, int(time.time() * 1000), headers))
 
 
 class MemoryReader:

@@ -7,6 +7,7 @@ import random
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -100,6 +101,33 @@ def test_ten_thousand_bad_messages_among_good_ones_all_end_as_dead_letters(syste
         assert int(headers["offset"]) >= 0
         assert letter.key.startswith(b"key")
     assert sorted(v or b"" for _, v in bad) == sorted(letter.value for letter in letters)
+
+
+def test_a_mended_letter_is_applied_and_one_that_is_not_mended_dies_again(system: System, tmp_path: Path) -> None:
+    def open_letters() -> list[str]:
+        lines = system.facetstream("dead", "list", "--json").stdout.splitlines()
+        return [letter["name"] for letter in map(json.loads, lines) if letter["key"] == "key0"]
+
+    others, before = set(open_letters()), system.counted("dead_letters")
+    for wrong in (event(1, "mended", action="zap"), event(2, "mended", ts="now")):
+        asyncio.run(_send(system, [("events.feed", json.dumps(wrong).encode())]))
+    system.until(lambda: system.counted("dead_letters"), before + 2)
+    zap, now = (name for name in open_letters() if name not in others)
+    (tmp_path / "mended.json").write_text(
+        system.facetstream("dead", "show", zap, "--raw").stdout.replace("zap", "like")
+    )
+    applied = system.counted("events_applied")
+    done = system.facetstream("dead", "replay", zap, "--value", str(tmp_path / "mended.json"))
+    assert done.stdout.startswith("1 replayed, 0 refused"), done.stderr
+    system.until(lambda: system.counted("events_applied"), applied + 1)
+    (line,) = json.loads(system.facetstream("inspect", "mended", "--json").stdout)["history"]["newest"]
+    assert (line["action"], line["ts"]) == ("like", NOW_MS + 1)
+
+    assert system.facetstream("dead", "replay", now).returncode == 0
+    system.until(lambda: system.counted("dead_letters"), before + 3)
+    (again,) = (name for name in open_letters() if name not in others)
+    assert again != now
+    assert system.facetstream("dead", "drop", again).stdout.startswith("1 dropped, 0 refused")
 
 
 def test_a_user_is_inspected_and_recommended_for_without_any_setting(system: System) -> None:
