@@ -76,6 +76,17 @@ async def test_records_come_as_they_were_sent(cluster: Cluster, settings: MakeSe
     assert {(batch.topic, batch.partition) for batch in journal.batches} == {(topic, 1)}
 
 
+@pytest.mark.parametrize("codec", ["gzip", "lz4", "snappy", "zstd"])
+async def test_producers_choose_how_they_compress(codec: str, cluster: Cluster, settings: MakeSettings) -> None:
+    topic, journal = cluster.topics[0], Journal()
+    async with AIOKafkaProducer(bootstrap_servers=cluster.address, compression_type=codec) as producer:
+        await producer.send_and_wait(topic, b"value" * 100, b"key")
+    app = application(settings(), cluster.address)
+    consume(app, topic, journal)
+    await run(app, journal.has(1))
+    assert journal.batches[0].records[0].value == b"value" * 100
+
+
 async def test_a_failing_handler_ends_the_app_and_its_batch_comes_again(
     cluster: Cluster, settings: MakeSettings
 ) -> None:
