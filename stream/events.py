@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     FiniteFloat,
@@ -71,26 +70,16 @@ def _time(value: int, info: ValidationInfo) -> int:
     return value
 
 
-def _encodable(value: Any) -> Any:
-    if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise ValueError("must be valid Unicode, without lone surrogates") from None
-    return value
-
-
 def _described(limit: int, **more: int) -> WithJsonSchema:
     """A limit of bytes is one of characters too, which is all that JSON Schema can say."""
     return WithJsonSchema({"type": "string", "maxLength": limit, **more})
 
 
-Text = BeforeValidator(_encodable)
-Id = Annotated[str, AfterValidator(_id), Text, _described(ID_BYTES, minLength=1)]
-Label = Annotated[str, _bounded(ID_BYTES), Text, _described(ID_BYTES)]
-Name = Annotated[str, _bounded(NAME_BYTES), Text, _described(NAME_BYTES, minLength=1)]
-Prose = Annotated[str, _bounded(TEXT_BYTES), Text, _described(TEXT_BYTES)]
-Query = Annotated[str, AfterValidator(_not_blank), _bounded(QUERY_BYTES), Text, _described(QUERY_BYTES, minLength=1)]
+Id = Annotated[str, AfterValidator(_id), _described(ID_BYTES, minLength=1)]
+Label = Annotated[str, _bounded(ID_BYTES), _described(ID_BYTES)]
+Name = Annotated[str, _bounded(NAME_BYTES), _described(NAME_BYTES, minLength=1)]
+Prose = Annotated[str, _bounded(TEXT_BYTES), _described(TEXT_BYTES)]
+Query = Annotated[str, AfterValidator(_not_blank), _bounded(QUERY_BYTES), _described(QUERY_BYTES, minLength=1)]
 Integer = Annotated[int, Field(ge=-(2**63), lt=2**63)]  # what Qdrant stores
 Milliseconds = Annotated[
     int, Field(strict=True), AfterValidator(_time), WithJsonSchema({"type": "integer", "minimum": OLDEST_MS})

@@ -15,7 +15,7 @@ are still pending. So it grows with every event and with every code filled in, a
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,8 +45,7 @@ class Source:
         return self.scenario << 14 | self.partition
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     """One event of a history. `codes` is None while they are pending."""
 
     ts: int  # ms since 1970

@@ -12,12 +12,13 @@ import logging
 import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
+from models.contract import ACTIONS
 from stream.dirty_queue import DirtyQueue
 from stream.errors import Permanent
-from stream.events import Action, Event, Scenario, SearchEvent, parse_event
+from stream.events import Event, Scenario, SearchEvent, parse_event
 from stream.history import Record, Source
 from stream.identity import event_hash, item_key, query_key
 from stream.ledger import Batch
@@ -28,22 +29,23 @@ from stream.stats import Stats
 from stream.stores import Append, Applied, Dirty, Entry, Histories, Items, Registry, StoredItem
 
 log = logging.getLogger(__name__)
+ACTION_CODES = {name: code for code, name in enumerate(ACTIONS)}
 CACHE_SECONDS = 60.0  # that codes may be those of an item's old text
 
 
-@dataclass(frozen=True)
-class Arrival:
-    """A valid event and the record it came in."""
+class Arrival(NamedTuple):
+    """A valid event, the record it came in, and the name of its item."""
 
     record: LogRecord
     event: Event
+    name: str
 
-    @property
-    def name(self) -> str:
-        """Of the item in the history: the query when one was typed, else what was acted on."""
-        if isinstance(self.event, SearchEvent) and self.event.action == "search":
-            return query_key(self.event.query or "")
-        return item_key(self.event.item_id or "")
+
+def name_of(event: Event) -> str:
+    """Of the item in the history: the query when one was typed, else what was acted on."""
+    if isinstance(event, SearchEvent) and event.action == "search":
+        return query_key(event.query or "")
+    return item_key(event.item_id or "")
 
 
 def validate(
@@ -55,7 +57,8 @@ def validate(
     for record in batch.records:
         try:
             produced_ms = record.timestamp if record.timestamp > 0 else None
-            arrivals.append(Arrival(record, parse(payload(record, limit), produced_ms)))
+            event = parse(payload(record, limit), produced_ms)
+            arrivals.append(Arrival(record, event, name_of(event)))
         except Permanent as error:
             letters.append(dead_letter(batch, record, str(error)))
     return arrivals, letters
@@ -191,5 +194,5 @@ def group(arrivals: Sequence[Arrival], source: Source, items: Mapping[str, Store
 def _entry(arrival: Arrival, scenario: int, items: Mapping[str, StoredItem]) -> Entry:
     event = arrival.event
     item = items[arrival.name]
-    record = Record(event.ts, scenario, Action[event.action], item.index, item.codes)
+    record = Record(event.ts, scenario, ACTION_CODES[event.action], item.index, item.codes)
     return Entry(arrival.record.offset, event_hash(event.event_id), record)

@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from stream.errors import Permanent
 from stream.history import Record, Source
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One event on its way into a history."""
 
     offset: int
@@ -17,8 +16,7 @@ class Entry:
     record: Record
 
 
-@dataclass(frozen=True)
-class Append:
+class Append(NamedTuple):
     """One user's events of one batch, in the order of their offsets."""
 
     user_id: str
@@ -27,8 +25,7 @@ class Append:
     entries: tuple[Entry, ...]
 
 
-@dataclass(frozen=True)
-class Applied:
+class Applied(NamedTuple):
     """What became of an `Append`."""
 
     version: int
@@ -46,8 +43,7 @@ class Refreshed:
     read_ms: int  # when its history was read, ms since 1970
 
 
-@dataclass(frozen=True)
-class Dirty:
+class Dirty(NamedTuple):
     """A user whose profile is older than the history, and since when (ms since 1970)."""
 
     user_id: str

@@ -78,7 +78,7 @@ class MemoryHistories:
         if user_id not in self.packed:
             return None
         history = self._history(user_id)
-        records = tuple(replace(r, codes=codes.get(r.item)) if r.codes is None else r for r in history.records)
+        records = tuple(r._replace(codes=codes.get(r.item)) if r.codes is None else r for r in history.records)
         filled = sum(map(known, records)) - sum(map(known, history.records))
         self.packed[user_id] = encode(replace(history, records=records, version=history.version + filled))
         return self.packed[user_id]

@@ -1,6 +1,7 @@
 """`facetstream worker`: consumes events and keeps profiles fresh, until SIGTERM or Ctrl-C."""
 
 import asyncio
+import gc
 import logging
 import time
 
@@ -11,6 +12,7 @@ from stream.app import work
 
 QUIET_SECONDS = 10.0  # a message is not repeated within
 KINDS = 1_000  # of messages remembered
+YOUNG = 50_000  # objects: a batch of events makes thousands that all go with it, and Python looks at them every 700
 
 
 @click.command("worker")
@@ -23,6 +25,8 @@ def command() -> None:
     logging.basicConfig(level=wanted.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for handler in logging.getLogger().handlers:
         handler.addFilter(Sparing())
+    gc.freeze()
+    gc.set_threshold(YOUNG, *gc.get_threshold()[1:])
     asyncio.run(work(wanted, addresses.find(wanted)))
 
 
