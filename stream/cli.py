@@ -17,7 +17,7 @@ COMMANDS = {  # name: its module, by name because stream imports nothing of mode
     "worker": ("stream.commands.worker", "Consume events and keep profiles fresh."),
     "provision": ("stream.commands.provision", "Create topics and collections, load the codebook."),
     "load": ("stream.commands.load", "Load a trained catalogue into Redis and Qdrant."),
-    "produce": ("stream.commands.produce", "Replay files of events and items into Kafka."),
+    "produce": ("stream.commands.produce", "Send files of events and items to Kafka."),
     "inspect": ("stream.commands.inspect", "Show what is known of a user."),
     "recommend": ("stream.commands.recommend", "Show what a user would be recommended."),
     "dump": ("stream.commands.dump", "Write the log as a dataset to train on."),

@@ -1,4 +1,4 @@
-"""Kafka as the log is written: events and items by a replay, dead letters and announcements by a worker."""
+"""Kafka as the log is written: events and items out of files, dead letters and announcements by a worker."""
 
 import asyncio
 import json
@@ -63,11 +63,11 @@ class Producer:
 
     async def send_event(self, scenario: str, user_id: str, value: bytes) -> None:
         """Queue an event; `flush` says whether it arrived."""
-        await self._replay(EVENT_TOPICS[scenario], user_id.encode(), value)
+        await self._send_patiently(EVENT_TOPICS[scenario], user_id.encode(), value)
 
     async def send_item(self, item_id: str, value: bytes) -> None:
         """Queue an item; `flush` says whether it arrived."""
-        await self._replay(ITEMS, item_id.encode(), value)
+        await self._send_patiently(ITEMS, item_id.encode(), value)
 
     async def send(
         self, topic: str, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]] = ()
@@ -103,7 +103,7 @@ class Producer:
         if not acknowledgement.cancelled():
             self._failure = self._failure or acknowledgement.exception()
 
-    async def _replay(self, topic: str, key: bytes, value: bytes) -> None:
+    async def _send_patiently(self, topic: str, key: bytes, value: bytes) -> None:
         await self.send(topic, key, value)
         size = len(key) + len(value)
         self._records[topic] += 1
