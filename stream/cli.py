@@ -21,6 +21,8 @@ COMMANDS = {  # name: its module, by name because stream imports nothing of mode
     "inspect": ("stream.commands.inspect", "Show what is known of a user."),
     "recommend": ("stream.commands.recommend", "Show what a user would be recommended."),
     "dump": ("stream.commands.dump", "Write the log as a dataset to train on."),
+    "replay": ("stream.commands.replay", "Apply the log again: after a loss, or to compare."),
+    "digest": ("stream.commands.digest", "Print one hash of all histories."),
     "synthesize": ("stream.commands.synthesize", "Write a synthetic population to files."),
     "import": ("models.commands.import_", "Convert raw files of public datasets for training."),
     "train": ("models.commands.train", "Train the models on a dataset."),

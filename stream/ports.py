@@ -121,6 +121,7 @@ class Reader(Protocol):
     """The log read back: what some topics hold at one moment."""
 
     total: int  # records, or a little more
+    skipped: int  # records of the same partitions before those, whether they are gone or were not asked for
 
     def batches(self) -> AsyncIterator[Batch]:
         """Every record once, those of a partition in order."""

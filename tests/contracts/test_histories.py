@@ -136,6 +136,18 @@ async def test_the_mark_is_cleared_only_when_the_version_has_not_moved(make: Any
 
 
 @both
+async def test_all_histories_are_scanned_and_dirty_users_counted(make: Any) -> None:
+    store, users = make(), [f"{{ü}}:h:{n}" for n in range(1_000)]
+    assert [page async for page in store.scan()] == []
+    await store.append([append(entry(n, record(n)), user=user) for n, user in enumerate(users)])
+    found = dict([pair async for page in store.scan() for pair in page])
+    assert found == dict(zip(users, await store.read(users), strict=True))
+    assert await store.dirty_count() == len(users)
+    await store.settle([Refreshed(users[0], 2, 5_000)])
+    assert await store.dirty_count() == len(users) - 1
+
+
+@both
 async def test_an_older_mark_stays(make: Any) -> None:
     store = make()
     await store.mark([Dirty("u", 500)])
