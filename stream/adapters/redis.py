@@ -1,5 +1,6 @@
 """Histories and items in Redis. Each Lua call touches one hash slot: `{shard}` of the user, or the item's own key."""
 
+import asyncio
 import re
 import time
 from collections import Counter
@@ -67,13 +68,22 @@ def script(name: str) -> tuple[str, str]:
 
 
 async def guarded(call: Awaitable[T]) -> T:
-    """Await a Redis call; its client's errors become the project's."""
+    """Await a Redis call; its client's errors become the project's.
+
+    A cancellation is raised also where the client loses it: `asyncio.wait_for`, with which redis-py sends, does so in
+    Python 3.11 when it comes just as the sending is done (CPython issue 86296).
+    """
+    task = asyncio.current_task()
+    cancelled = task.cancelling() if task else 0
     try:
-        return await call
+        result = await call
     except (exceptions.ConnectionError, exceptions.TimeoutError, OSError) as error:
         raise Transient(f"Redis does not answer: {error}") from error
     except exceptions.RedisError as error:
         raise _translate(error) from error
+    if task and task.cancelling() > cancelled:
+        raise asyncio.CancelledError
+    return result
 
 
 def _translate(error: Exception) -> Any:

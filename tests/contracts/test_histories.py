@@ -264,6 +264,28 @@ async def test_a_redis_that_is_away_is_transient() -> None:
     await client.aclose()
 
 
+async def test_a_cancellation_is_not_lost(redis_db: str) -> None:
+    """Whatever it interrupts: redis-py would go on after some."""
+    client = redis_adapter.connect(redis_db, load())
+    store = RedisHistories(client, code_bytes=CODE_BYTES, codebook_version=CODEBOOK, length=LENGTH, window=WINDOW)
+    ended = []
+
+    async def work() -> None:
+        for _ in range(100):
+            await store.dirty([1], 1)
+        ended.append("by itself")
+
+    for turns in range(60):
+        task = asyncio.create_task(work())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait({task})
+        ended += ["cancelled"] * task.cancelled()
+    assert ended == ["cancelled"] * 60
+    await client.aclose()
+
+
 @dataclass(frozen=True)
 class _Full:
     """A Redis at its memory limit under noeviction."""
