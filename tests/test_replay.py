@@ -28,7 +28,7 @@ from stream.digest import digest
 from stream.events import Scenario
 from stream.history import decode, pending_items
 from stream.ledger import Batch
-from stream.presence import at_work
+from stream.presence import alone, at_work
 from stream.replay import Reread, apply_events, apply_items, refresh_dirty
 from stream.settings import Settings, load, variable
 from stream.stores import Codebook, Dirty
@@ -172,7 +172,7 @@ async def test_what_was_not_read_is_said(online: Online, capsys: Output) -> None
     await online.rig.histories.mark([Dirty("u", 1)])
     assert await facetstream("replay", "--from", "7", "--into", online.other) == 1
     told = capsys.readouterr().out
-    assert "records of the log are gone or were not asked for; 1 users wait for a worker" in told
+    assert "records of the log are gone, or before --from; 1 users wait for a worker" in told
 
 
 async def test_after_a_backup_was_restored(online: Online) -> None:
@@ -222,6 +222,16 @@ async def test_refused_while_a_worker_is_at_work(online: Online, capsys: Output)
         assert "a worker is at work on this Redis: stop it first" in capsys.readouterr().err
         assert (await digest(online.rig.histories)).users == 0
         assert await facetstream(*BEGINNING, "--into", online.other) == 1  # reads, and writes elsewhere
+
+
+async def test_no_worker_begins_meanwhile(online: Online) -> None:
+    elsewhere = {variable("triton_url"): "127.0.0.1:1", variable("qdrant_url"): "http://127.0.0.1:1"}
+    async with alone(online.rig.registry):
+        command = [sys.executable, "-m", "stream.cli", "worker"]
+        worker = await asyncio.create_subprocess_exec(*command, env=os.environ | elsewhere, stderr=subprocess.PIPE)
+        _, told = await worker.communicate()
+    assert worker.returncode == 2
+    assert told == b"facetstream: a replay is under way on this Redis: start workers when it has ended\n"
 
 
 def test_where_it_begins() -> None:

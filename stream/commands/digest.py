@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import click
 
@@ -35,7 +35,8 @@ def line(found: Digest) -> str:
 
 
 async def _digest(redis: str | None) -> tuple[Digest, int]:
-    wanted = settings.load(**({} if redis is None else {"redis_url": redis}))
-    async with connect(wanted, addresses.find(wanted, ("redis",))) as services:
+    wanted = settings.load()
+    found = addresses.find(wanted, ("redis",)) if redis is None else replace(addresses.find(wanted, ()), redis=redis)
+    async with connect(wanted, found) as services:
         opened = await stores(services, wanted)
         return await digest(opened.histories), await opened.histories.dirty_count()

@@ -104,7 +104,7 @@ async def _complete(wanted: Settings, found: Addresses, start: Start, refresh: b
                     await refresh_dirty(refresher, opened.histories, _bar(progress, "users", dirty))
     _summarise(records, pipeline.stats, began)
     if skipped:
-        click.echo(f"begun after the first {skipped:,} records of the log: what they brought is not applied", err=True)
+        click.echo(f"the first {skipped:,} records of the log were not read: they are gone, or before --from", err=True)
 
 
 async def _fill(wanted: Settings, found: Addresses, start: Start, into: str) -> int:
@@ -136,7 +136,7 @@ async def _fill(wanted: Settings, found: Addresses, start: Start, into: str) -> 
 
 
 def _different(skipped: int, dirty: int) -> str:
-    reasons = [f"the first {skipped:,} records of the log are gone or were not asked for"] * bool(skipped)
+    reasons = [f"the first {skipped:,} records of the log are gone, or before --from"] * bool(skipped)
     reasons += [f"{dirty:,} users wait for a worker to refresh them, perhaps with new codes"] * bool(dirty)
     return "DIFFERENT" + (": " + "; ".join(reasons) if reasons else "")
 
