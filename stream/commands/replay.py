@@ -21,6 +21,7 @@ from stream.errors import UserError
 from stream.identity import SHARDS
 from stream.pipeline import Pipeline
 from stream.presence import alone
+from stream.refresh import Refresher
 from stream.replay import Reread, apply_events, apply_items, copy_epochs, copy_items, refresh_dirty
 from stream.services import Producer, Services, Stores, connect, log, producer, reader, stores, stores_of
 from stream.settings import Settings, masked
@@ -90,21 +91,27 @@ async def _complete(wanted: Settings, found: Addresses, start: Start, refresh: b
         opened = await stores(services, wanted)
         pipeline = _pipeline(wanted, services, opened, kafka)
         async with alone(services.registry):
+            refresher = await _refresher(pipeline) if refresh else None
             with bars() as progress:
-                if refresh:
-                    services.models.keep_to(opened.codebook.version)
-                    card = await services.models.card()
-                    await services.vectors.check(card)
-                    refresher = pipeline.refresher(card, lambda: range(SHARDS))
+                if refresher is not None:
                     async with reader(found.kafka, wanted, [ITEMS], start.since_ms) as items:
                         await apply_items(items, pipeline.catalog, _bar(progress, "items", items.total))
                 records, skipped = await _events(wanted, found, start, pipeline, progress)
-                if refresh:
+                if refresher is not None:
                     dirty = await opened.histories.dirty_count()
                     await refresh_dirty(refresher, opened.histories, _bar(progress, "users", dirty))
     _summarise(records, pipeline.stats, began)
     if skipped:
         click.echo(f"the first {skipped:,} records of the log were not read: they are gone, or before --from", err=True)
+
+
+async def _refresher(pipeline: Pipeline) -> Refresher:
+    """Of all users, when the models and Qdrant are there and fit the histories."""
+    services = pipeline.services
+    services.models.keep_to(pipeline.stores.codebook.version)
+    card = await services.models.card()
+    await services.vectors.check(card)
+    return pipeline.refresher(card, lambda: range(SHARDS))
 
 
 async def _fill(wanted: Settings, found: Addresses, start: Start, into: str) -> int:
