@@ -6,8 +6,6 @@ What it commits, and when, is decided by `stream.batches`; what it does, by `ing
 import asyncio
 import logging
 import time
-import uuid
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
@@ -15,15 +13,12 @@ from typing import Any
 
 from stream.addresses import Addresses
 from stream.batches import BatchApp, application, consume, run, terminated
-from stream.catalog import Catalog
 from stream.dirty_queue import DirtyQueue
 from stream.errors import Permanent, Transient, UserError
 from stream.events import Scenario
 from stream.identity import SHARDS, shard
-from stream.ingest import Ingest, ItemCache
-from stream.pending import Pending
-from stream.ports import ModelCard
-from stream.refresh import Pace, Refresher
+from stream.pipeline import Pipeline
+from stream.presence import at_work
 from stream.retry import persistently
 from stream.services import Producer, Services, Stores, connect, log, producer, stores
 from stream.settings import Settings
@@ -33,16 +28,15 @@ from stream.web import add_pages
 
 FLUSH_SECONDS = 0.5  # between two additions to the shared counters
 OWNERSHIP_SECONDS = 0.25  # how old the worker's view of its own partitions may be
-BEAT_SECONDS = 5.0  # a worker that is silent for longer is taken for dead
 logger = logging.getLogger(__name__)
 
 
 async def work(settings: Settings, addresses: Addresses) -> None:
-    """Run a worker until SIGTERM or SIGINT."""
+    """Run a worker until SIGTERM or SIGINT. `UserError` while a replay is under way."""
     async with connect(settings, addresses) as services, AsyncExitStack() as stack:
         kafka = await persistently(lambda: stack.enter_async_context(producer(addresses.kafka, settings)))
         opened = await persistently(partial(stores, services, settings))
-        if kafka.forgets and await services.registry.workers():
+        if await stack.enter_async_context(at_work(services.registry)) and kafka.forgets:
             raise UserError(
                 "the in-memory broker is for one worker, and one is at work: set KAFKA_HOME for a real Kafka"
             )
@@ -64,68 +58,27 @@ def _wire(
     opened: Stores,
     stats: Stats,
 ) -> None:
-    owned, written = _ownership(app), log(kafka)
+    owned = _ownership(app)
     queue = DirtyQueue(settings.refresh_min_interval, mine=lambda user_id: shard(user_id) in owned())
-    cache = ItemCache(opened.items, settings.item_cache)
-    ingest = Ingest(
-        histories=opened.histories,
-        items=cache,
-        log=written,
-        queue=queue,
-        stats=stats,
-        max_event_bytes=settings.max_event_bytes,
-        registry=services.registry,
-    )
-    catalog = Catalog(
-        items=opened.items,
-        cache=cache,
-        histories=opened.histories,
-        models=services.models,
-        vectors=services.vectors,
-        log=written,
-        queue=queue,
-        stats=stats,
-        max_bytes=settings.max_event_bytes,
-    )
+    pipeline = Pipeline(settings, services, opened, log(kafka), queue, stats)
     for scenario in Scenario:
-        consume(app, EVENT_TOPICS[scenario.name], partial(ingest.handle, scenario=scenario))
-    consume(app, ITEMS, catalog.handle)
+        consume(app, EVENT_TOPICS[scenario.name], partial(pipeline.ingest.handle, scenario=scenario))
+    consume(app, ITEMS, pipeline.catalog.handle)
 
     @app.task  # type: ignore[untyped-decorator]
     async def refresh() -> None:
         card = await persistently(services.models.card)
-        _refuse_other_codebook(card, opened)
+        refresher = pipeline.refresher(card, lambda: sorted(owned()))
         await persistently(lambda: services.vectors.check(card))
-        pace = Pace(settings.refresh_batch, settings.refresh_concurrency, settings.sweep_interval)
-        await Refresher(
-            histories=opened.histories,
-            pending=Pending(opened.histories, opened.items, services.models),
-            models=services.models,
-            vectors=services.vectors,
-            log=written,
-            card=card,
-            queue=queue,
-            stats=stats,
-            pace=pace,
-            owned=lambda: sorted(owned()),
-        ).run()
+        await refresher.run()
 
     @app.task  # type: ignore[untyped-decorator]
     async def count() -> None:
-        name = uuid.uuid4().hex
         while True:
             await asyncio.sleep(FLUSH_SECONDS)
-            await _flush(services, stats, name)
+            await _flush(services, stats)
 
     add_pages(app, services, kafka)
-
-
-def _refuse_other_codebook(card: ModelCard, opened: Stores) -> None:
-    if card.codebook_version != opened.codebook.version:
-        raise Permanent(
-            f"Triton serves codebook {card.codebook_version}, the histories in Redis are of "
-            f"{opened.codebook.version}: serve the old one, or provision an empty Redis and Qdrant and replay the log"
-        )
 
 
 def _ownership(app: BatchApp) -> Callable[[], frozenset[int]]:
@@ -151,15 +104,12 @@ def _partitions(app: BatchApp) -> tuple[frozenset[int], int]:
     return mine, consumer.topic_partitions(topics[0]) or 0
 
 
-async def _flush(services: Services, stats: Stats, worker: str | None = None) -> None:
-    """Add this worker's counts to everybody's, and a sign of life; on failure they are kept for the next time."""
+async def _flush(services: Services, stats: Stats) -> None:
+    """Add this worker's counts to everybody's; on failure they are kept for the next time."""
     counts = stats.take()
     try:
         if counts:
             await services.counters.add(counts)
-            counts = Counter()
-        if worker is not None:
-            await services.registry.beat(worker, BEAT_SECONDS)
     except (Transient, Permanent) as error:
         stats.counts.update(counts)
         logger.warning("counters: %s", error)

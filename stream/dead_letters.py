@@ -14,7 +14,7 @@ from typing import Self
 
 from stream.dead_topic import Letter, decode
 from stream.errors import UserError
-from stream.ports import Log, Outcome, Place, Reader, Settlement
+from stream.ports import Outcome, Place, Reader, Returns, Settlement
 from stream.scratch import scratch
 from stream.topics import EVENT_TOPICS, ITEMS
 
@@ -137,7 +137,7 @@ class Settled:
 
 
 async def replay(
-    letters: Iterable[Letter], log: Log, advance: Advance = lambda _: None, value: bytes | None = None
+    letters: Iterable[Letter], log: Returns, advance: Advance = lambda _: None, value: bytes | None = None
 ) -> Settled:
     """Put originals back onto their own topics, with `value` for theirs if it is given, and settle their letters."""
     done = Settled()
@@ -153,7 +153,7 @@ async def replay(
     return done
 
 
-async def drop(letters: Iterable[Letter], log: Log, advance: Advance = lambda _: None) -> Settled:
+async def drop(letters: Iterable[Letter], log: Returns, advance: Advance = lambda _: None) -> Settled:
     """Settle letters and send nothing back."""
     done = Settled()
     for run in _runs(letters):

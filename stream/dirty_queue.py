@@ -80,7 +80,8 @@ class DirtyQueue:
         if self._later:
             timeout = min(timeout, max(0.0, self._later[0][0] - now))
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._arrived.wait(), timeout)
+            async with asyncio.timeout(timeout):
+                await self._arrived.wait()
 
     def _push(self, user: str) -> None:
         if user in self._since and user not in self._running:

@@ -5,7 +5,6 @@ records the newest counts.
 """
 
 import shutil
-import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -21,8 +20,8 @@ from stream.files import BATCH_ROWS, Columns, table
 from stream.ingest import payload
 from stream.ledger import Batch, Record
 from stream.ports import Reader
-from stream.scratch import scratch
-from stream.topics import EVENT_TOPICS
+from stream.scratch import first, scratch
+from stream.topics import SCENARIO_OF
 
 EVENTS: Columns = {
     "user_id": "string",
@@ -35,7 +34,6 @@ EVENTS: Columns = {
 }
 ITEMS: Columns = {"item_id": "string", "title": "string", "category": "string", "text": "string"}
 REASONS = 1_000  # told apart; the rest are counted as one
-SCENARIO_OF = {topic: scenario for scenario, topic in EVENT_TOPICS.items()}
 
 Advance = Callable[[int], object]
 
@@ -78,7 +76,7 @@ async def dump_events(reader: Reader, folder: Path, limit: int, advance: Advance
             scenario = SCENARIO_OF[batch.topic]
             rows = []
             for event in _valid(batch, partial(_event, scenario, limit), dumped):
-                if _insert(seen, _identity(scenario, event)):
+                if first(seen, _identity(scenario, event)):
                     rows.append(_row(scenario, event))
                 else:
                     dumped.duplicates += 1
@@ -131,8 +129,3 @@ def _identity(scenario: str, event: Event) -> int:
     """64 bits that stand for an event id of a user in a scenario, which is what the stream counts once."""
     name = "\0".join((scenario, event.user_id, event.event_id)).encode()
     return int.from_bytes(blake2b(name, digest_size=8).digest(), "big", signed=True)
-
-
-def _insert(seen: sqlite3.Connection, number: int) -> bool:
-    """Whether it was not there."""
-    return seen.execute("INSERT OR IGNORE INTO seen VALUES (?)", (number,)).rowcount == 1

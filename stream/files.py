@@ -2,8 +2,8 @@
 
 JSONL: one record a line; an event also names its `scenario`. Parquet: the columns of the models and `scenario`.
 
-A Parquet file without `event_id` gets ids made of row number and content, so a file replayed gives the same ids: the
-second replay counts nothing, as far back as the window of event ids remembers (`FACETSTREAM_EVENT_ID_WINDOW`).
+A Parquet file without `event_id` gets ids made of row number and content, so a file sent again gives the same ids: the
+second time counts nothing, as far back as the window of event ids remembers (`FACETSTREAM_EVENT_ID_WINDOW`).
 """
 
 import json

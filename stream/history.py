@@ -159,6 +159,11 @@ def pending_items(data: bytes) -> list[int]:
     return list(dict.fromkeys((items[items & PENDING != 0] & ~PENDING).tolist()))
 
 
+def events_applied(data: bytes) -> int:
+    """Records ever applied, whether still kept or not."""
+    return (version_of(data) + int(np.count_nonzero(_columns(data).item & PENDING))) // 2
+
+
 def newest_ts(data: bytes) -> int:
     """Time of the newest event, ms since 1970; 0 for an empty history."""
     when = _columns(data).when

@@ -138,10 +138,15 @@ class Update:
 
 
 class Log(Protocol):
-    """What the core writes to Kafka; each method returns once the broker has acknowledged everything."""
+    """What a worker writes to Kafka; each method returns once the broker has acknowledged everything."""
 
     async def dead_letter(self, letters: Sequence[DeadLetter]) -> None: ...
     async def announce(self, updates: Sequence[Update]) -> None: ...
+
+
+class Returns(Protocol):
+    """What a person has done about dead letters, likewise acknowledged."""
+
     async def send_back(self, originals: Sequence[DeadLetter]) -> Sequence[Permanent | None]:
         """Put keys and values onto the topics they came from, in order; for each why it was refused, or None."""
 
@@ -153,6 +158,7 @@ class Reader(Protocol):
     """The log read back: what some topics hold at one moment."""
 
     total: int  # records, or a little more
+    skipped: int  # records of the same partitions before those, whether they are gone or were not asked for
 
     def batches(self) -> AsyncIterator[Batch]:
         """Every record once, those of a partition in order."""

@@ -71,6 +71,11 @@ class Refresher:
         self._owned = owned  # virtual shards of this worker, now
         self._penalised: dict[str, float] = {}
 
+    @property
+    def refused(self) -> int:
+        """Users whose refresh failed for good a short while ago, and who stay dirty."""
+        return len(self._penalised)
+
     async def run(self) -> None:
         """Sweep and drain side by side."""
         async with asyncio.TaskGroup() as group:

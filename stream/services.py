@@ -59,10 +59,15 @@ def producer(bootstrap: str, settings: Settings) -> Producer:
 
 
 def reader(
-    bootstrap: str, settings: Settings, topics: Sequence[str], since_ms: int | None = None, until_ms: int | None = None
+    bootstrap: str,
+    settings: Settings,
+    topics: Sequence[str],
+    since_ms: int | None = None,
+    until_ms: int | None = None,
+    offset: int = 0,
 ) -> KafkaReader:
     """To be entered with `async with`."""
-    return KafkaReader(bootstrap, settings, topics, since_ms, until_ms)
+    return KafkaReader(bootstrap, settings, topics, since_ms, until_ms, offset)
 
 
 def log(producer: Producer) -> KafkaLog:
@@ -75,6 +80,11 @@ async def stores(services: Services, settings: Settings) -> Stores:
     codebook = await services.registry.codebook()
     if codebook is None:
         raise UserError("Redis holds no codebook: run `facetstream provision` first")
+    return stores_of(codebook, services, settings)
+
+
+def stores_of(codebook: Codebook, services: Services, settings: Settings) -> Stores:
+    """The stores of a codebook, whatever was provisioned."""
     histories = RedisHistories(
         services.redis,
         code_bytes=codebook.code_bytes,

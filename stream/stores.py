@@ -1,6 +1,6 @@
 """What the core asks of the store of histories and items (Redis), and the records that cross."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -84,8 +84,8 @@ class Registry(Protocol):
     async def beat(self, worker: str, seconds: float) -> None:
         """A worker says that it lives, and by when it will say so again."""
 
-    async def workers(self) -> int:
-        """How many workers live."""
+    async def workers(self) -> frozenset[str]:
+        """The workers that live."""
 
 
 class Histories(Protocol):
@@ -109,12 +109,24 @@ class Histories(Protocol):
     async def dirty(self, shards: Sequence[int], limit: int) -> list[Dirty]:
         """The oldest `limit` marks of each shard."""
 
+    async def dirty_count(self) -> int:
+        """How many users are dirty, over all shards."""
+
+    def scan(self) -> AsyncIterator[Sequence[tuple[str, bytes]]]:
+        """Every user and history, in pages and in no order; one may come twice, one that is new may be missing."""
+
 
 class Items(Protocol):
     """Item indexes, names and codes."""
 
     async def claim(self, names: Sequence[str]) -> list[StoredItem]:
         """The index of each name, made on first sight."""
+
+    def scan(self) -> AsyncIterator[Sequence[StoredItem]]:
+        """Every item, in pages and in no order; one may come twice, one that is new may be missing."""
+
+    async def put(self, items: Sequence[StoredItem]) -> None:
+        """Items at the indexes that they have in another store."""
 
     async def lookup(self, indexes: Sequence[int]) -> list[StoredItem | None]: ...
 

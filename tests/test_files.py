@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from stream.errors import UserError
 from stream.files import LINE_BYTES, EventLine, Fault, ItemLine, read_events, read_items, write_parquet
-from stream.replay import RUN, EventFile, Outgoing, message
+from stream.produce import RUN, EventFile, Outgoing, message
 
 EVENT = {
     "event_id": "e",
@@ -183,7 +183,7 @@ def test_events_leave_in_the_order_of_time_and_ties_in_that_of_the_file(tmp_path
 
 def test_a_file_of_many_runs_is_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert RUN > 1_000
-    monkeypatch.setattr("stream.replay.RUN", 7)
+    monkeypatch.setattr("stream.produce.RUN", 7)
     times = [(n * 37) % 50 for n in range(50)]
     path = jsonl(tmp_path, *(line(ts=EVENT["ts"] + ts, event_id=str(ts)) for ts in times))
     with EventFile(path) as events:

@@ -1,4 +1,4 @@
-"""Kafka as the log is written: events and items by a replay, dead letters and announcements by a worker, and what
+"""Kafka as the log is written: events and items out of files, dead letters and announcements by a worker, and what
 becomes of dead letters."""
 
 import asyncio
@@ -65,13 +65,13 @@ class Producer:
 
     async def send_event(self, scenario: str, user_id: str, value: bytes) -> None:
         """Queue an event; `flush` says whether it arrived."""
-        await self.replay(EVENT_TOPICS[scenario], user_id.encode(), value)
+        await self.send_patiently(EVENT_TOPICS[scenario], user_id.encode(), value)
 
     async def send_item(self, item_id: str, value: bytes) -> None:
         """Queue an item; `flush` says whether it arrived."""
-        await self.replay(ITEMS, item_id.encode(), value)
+        await self.send_patiently(ITEMS, item_id.encode(), value)
 
-    async def replay(self, topic: str, key: bytes | None, value: bytes | None) -> asyncio.Future[Any]:
+    async def send_patiently(self, topic: str, key: bytes | None, value: bytes | None) -> asyncio.Future[Any]:
         """Queue a record of a topic of events or items; `flush`, or what is returned, says whether it arrived."""
         acknowledgement = await self.send(topic, key, value)
         size = len(key or b"") + len(value or b"")
@@ -152,7 +152,7 @@ def _client(bootstrap: str, settings: Settings) -> Any:
 
 
 class KafkaLog:
-    """`stream.ports.Log` over a producer."""
+    """`stream.ports.Log` and `Returns` over a producer."""
 
     def __init__(self, producer: Producer) -> None:
         self._producer = producer
@@ -171,7 +171,7 @@ class KafkaLog:
 
     async def send_back(self, originals: Sequence[DeadLetter]) -> list[Permanent | None]:
         """On a broker that forgets, it waits for room, as events and items do."""
-        queued = [await _or_refusal(self._producer.replay(o.topic, o.key, o.value)) for o in originals]
+        queued = [await _or_refusal(self._producer.send_patiently(o.topic, o.key, o.value)) for o in originals]
         return [q if isinstance(q, Permanent) else await _or_refusal(self._producer.deliver([q])) for q in queued]
 
     async def settle(self, settlements: Sequence[Settlement]) -> None:

@@ -23,8 +23,9 @@ PATIENCE = 30.0  # seconds without progress: aiokafka itself waits for a broker 
 class KafkaReader:
     """`stream.ports.Reader`: `async with KafkaReader(...) as reader`.
 
-    What is there is decided on entering: the records from the first one sent at `since_ms` or later (ms since 1970;
-    None: the oldest) to the last one there is, without those sent at `until_ms` or later.
+    What is there is decided on entering: the records of each partition from `offset` on, and from the first one sent at
+    `since_ms` or later (ms since 1970; None: the oldest), to the last one there is, without those sent at `until_ms` or
+    later.
     """
 
     def __init__(
@@ -34,11 +35,13 @@ class KafkaReader:
         topics: Sequence[str],
         since_ms: int | None = None,
         until_ms: int | None = None,
+        offset: int = 0,
     ) -> None:
         self._bootstrap, self._settings, self._topics = bootstrap, settings, topics
         self._since = since_ms
         self._until = until_ms
-        self.total = 0
+        self._offset = offset
+        self.total = self.skipped = 0
 
     async def __aenter__(self) -> Self:
         counts = await partitions(self._bootstrap, self._settings)
@@ -66,7 +69,7 @@ class KafkaReader:
         moved = time.monotonic()
         while left := await self._unread():
             with translated(self._bootstrap):
-                fetched = await self._kafka.getmany(*left, timeout_ms=POLL_MS)
+                fetched = await self._kafka.getmany(*left, timeout_ms=POLL_MS, max_records=self._settings.ingest_batch)
             for tp, found in fetched.items():
                 if records := tuple(self._wanted(tp, found)):
                     yield Batch(tp.topic, tp.partition, records)
@@ -78,6 +81,7 @@ class KafkaReader:
     async def _find(self, tps: Sequence[TopicPartition]) -> None:
         """Where to begin and to end; only partitions with something between are read."""
         starts, self._ends = await self._kafka.beginning_offsets(tps), await self._kafka.end_offsets(tps)
+        starts = {tp: max(start, min(self._offset, self._ends[tp])) for tp, start in starts.items()}
         knows_times = self._kafka._client.cluster.controller is not None  # the in-memory broker does not
         if self._since is not None and knows_times:
             found = await self._kafka.offsets_for_times(dict.fromkeys(tps, self._since))
@@ -86,16 +90,20 @@ class KafkaReader:
         self._kafka.assign(list(wanted))
         for tp, offset in wanted.items():
             self._kafka.seek(tp, offset)
+        self._early = set() if knows_times or self._since is None else set(wanted)
         self.total = sum(self._ends[tp] - offset for tp, offset in wanted.items())
+        self.skipped = sum(starts.values())
 
     async def _unread(self) -> list[TopicPartition]:
         return [tp for tp in self._kafka.assignment() if await self._kafka.position(tp) < self._ends[tp]]
 
     def _wanted(self, tp: TopicPartition, found: Iterable[Any]) -> Iterable[Record]:
         for r in found:
-            early = self._since is not None and r.timestamp < self._since
+            if tp in self._early and r.timestamp < self._since:
+                continue
+            self._early.discard(tp)
             late = self._until is not None and r.timestamp >= self._until
-            if r.offset < self._ends[tp] and not early and not late:
+            if r.offset < self._ends[tp] and not late:
                 yield Record(r.offset, r.key, r.value, r.timestamp, r.headers)
 
 

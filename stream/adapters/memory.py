@@ -112,6 +112,8 @@ class MemoryReader:
     def __init__(self, batches: Sequence[Batch]) -> None:
         self._batches = batches
         self.total = sum(len(batch.records) for batch in batches)
+        firsts = {(batch.topic, batch.partition): batch.first for batch in reversed(batches)}
+        self.skipped = sum(firsts.values())
 
     async def batches(self) -> AsyncIterator[Batch]:
         for batch in self._batches:

@@ -3,7 +3,7 @@
 import time
 from bisect import insort_right
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from stream.errors import Permanent
@@ -105,6 +105,13 @@ class MemoryHistories:
             pages[shard(user)].append(Dirty(user, since))
         return [mark for number in shards for mark in pages[number][:limit]]
 
+    async def dirty_count(self) -> int:
+        return len(self.marks)
+
+    async def scan(self) -> AsyncIterator[Sequence[tuple[str, bytes]]]:
+        for page in list(self.packed.items()):
+            yield [page]
+
 
 def known(record: Record) -> int:
     """What a record adds to the profile version."""
@@ -132,6 +139,14 @@ class MemoryItems:
         while self.names.setdefault(index, name) != name:
             index = item_index(name, salt := salt + 1)
         return StoredItem(index, name, self.codes.get(index))
+
+    async def scan(self) -> AsyncIterator[Sequence[StoredItem]]:
+        for index, name in list(self.names.items()):
+            yield [StoredItem(index, name, self.codes.get(index))]
+
+    async def put(self, items: Sequence[StoredItem]) -> None:
+        self.names.update((item.index, item.name) for item in items)
+        self.codes.update((item.index, item.codes) for item in items if item.codes is not None)
 
     async def lookup(self, indexes: Sequence[int]) -> list[StoredItem | None]:
         return [
@@ -178,8 +193,8 @@ class MemoryRegistry:
     async def beat(self, worker: str, seconds: float) -> None:
         self.alive[worker] = time.time() + seconds
 
-    async def workers(self) -> int:
-        return sum(until > time.time() for until in self.alive.values())
+    async def workers(self) -> frozenset[str]:
+        return frozenset(worker for worker, until in self.alive.items() if until > time.time())
 
 
 @dataclass

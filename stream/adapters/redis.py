@@ -1,9 +1,10 @@
 """Histories and items in Redis. Each Lua call touches one hash slot: `{shard}` of the user, or the item's own key."""
 
+import asyncio
 import re
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from hashlib import sha1
@@ -15,10 +16,10 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from stream.errors import Permanent, Transient
+from stream.errors import Permanent, Transient, UserError
 from stream.history import pack_record
 from stream.identity import SHARDS, item_index, shard
-from stream.settings import Settings
+from stream.settings import Settings, masked
 from stream.stores import Append, Applied, Codebook, Dirty, Entry, Refreshed, StoredItem
 
 T = TypeVar("T")
@@ -35,7 +36,10 @@ COUNTERS = "fs:counters"
 CODEBOOK = "fs:codebook"
 WORKERS = "fs:workers"
 EPOCHS = "fs:epochs"
+HISTORY_KEYS = "fs:{????}:h:*"  # of `history_key`
+ITEM_KEYS = "fs:item:*"  # of `stored_item_key`
 EPOCH_RANGE = 256  # a mark keeps one byte of it
+SCAN_PAGE = 256  # keys looked at in one step of a scan, and so the histories in memory
 SALTS = 16  # two items rarely want one index; this many never do
 
 
@@ -43,14 +47,17 @@ def connect(url: str, settings: Settings) -> Redis:
     """A client that never retries by itself: policies do."""
     password = settings.redis_password.get_secret_value() if settings.redis_password else None
     extra: dict[str, Any] = {"password": password} if password else {}
-    return Redis.from_url(
-        url,
-        socket_timeout=settings.redis_timeout,
-        socket_connect_timeout=settings.redis_timeout,
-        retry=Retry(NoBackoff(), 0),
-        health_check_interval=0,
-        **extra,
-    )
+    try:
+        return Redis.from_url(
+            url,
+            socket_timeout=settings.redis_timeout,
+            socket_connect_timeout=settings.redis_timeout,
+            retry=Retry(NoBackoff(), 0),
+            health_check_interval=0,
+            **extra,
+        )
+    except ValueError:
+        raise UserError(f"{masked(url)!r} is no Redis: write redis://host:port/db or rediss://host:port/db") from None
 
 
 @lru_cache
@@ -61,13 +68,22 @@ def script(name: str) -> tuple[str, str]:
 
 
 async def guarded(call: Awaitable[T]) -> T:
-    """Await a Redis call; its client's errors become the project's."""
+    """Await a Redis call; its client's errors become the project's.
+
+    A cancellation is raised also where the client loses it: `asyncio.wait_for`, with which redis-py sends, does so in
+    Python 3.11 when it comes just as the sending is done (CPython issue 86296).
+    """
+    task = asyncio.current_task()
+    cancelled = task.cancelling() if task else 0
     try:
-        return await call
+        result = await call
     except (exceptions.ConnectionError, exceptions.TimeoutError, OSError) as error:
         raise Transient(f"Redis does not answer: {error}") from error
     except exceptions.RedisError as error:
         raise _translate(error) from error
+    if task and task.cancelling() > cancelled:
+        raise asyncio.CancelledError
+    return result
 
 
 def _translate(error: Exception) -> Any:
@@ -178,6 +194,11 @@ class RedisHistories:
         """How many users are dirty, over all shards."""
         return sum(await _pipelined(self._redis, lambda p: [p.zcard(dirty_key(s)) for s in range(SHARDS)]))
 
+    async def scan(self) -> AsyncIterator[Sequence[tuple[str, bytes]]]:
+        async for keys in _scanned(self._redis, HISTORY_KEYS):
+            users = [key.decode()[len(HISTORY_KEYS) - 1 :] for key in keys]
+            yield [(user, data) for user, data in zip(users, await self.read(users), strict=True) if data is not None]
+
 
 class RedisItems:
     """`stream.stores.Items` on Redis. Codes carry the version of their codebook; those of another are missing."""
@@ -201,6 +222,17 @@ class RedisItems:
                 if holder.decode() == name:
                     found[name] = StoredItem(index, name, self._known(codes))
         return [found[name] for name in names]
+
+    async def scan(self) -> AsyncIterator[Sequence[StoredItem]]:
+        async for keys in _scanned(self._redis, ITEM_KEYS):
+            indexes = [int(key[len(ITEM_KEYS) - 1 :], 16) for key in keys]
+            yield [item for item in await self.lookup(indexes) if item is not None]
+
+    async def put(self, items: Sequence[StoredItem]) -> None:
+        def fields(item: StoredItem) -> dict[str, Any]:
+            return {"name": item.name} | ({} if item.codes is None else {"codes": self._tag + item.codes})
+
+        await _pipelined(self._redis, lambda p: [p.hset(stored_item_key(i.index), mapping=fields(i)) for i in items])
 
     async def lookup(self, indexes: Sequence[int]) -> list[StoredItem | None]:
         rows = await _pipelined(
@@ -262,8 +294,9 @@ class RedisRegistry:
             self._redis, lambda p: [p.zadd(WORKERS, {worker: now + seconds}), p.zremrangebyscore(WORKERS, 0, now)]
         )
 
-    async def workers(self) -> int:
-        return int(await guarded(cast(Awaitable[Any], self._redis.zcount(WORKERS, time.time(), "+inf"))))
+    async def workers(self) -> frozenset[str]:
+        found = await guarded(cast(Awaitable[Any], self._redis.zrangebyscore(WORKERS, time.time(), "+inf")))
+        return frozenset(worker.decode() for worker in found)
 
 
 class RedisCounters:
@@ -284,6 +317,15 @@ async def _pipelined(redis: Redis, commands: Callable[[Any], object]) -> list[An
     pipeline = redis.pipeline(transaction=False)
     commands(pipeline)
     return await guarded(pipeline.execute())
+
+
+async def _scanned(redis: Redis, pattern: str) -> AsyncIterator[list[bytes]]:
+    """The keys of a pattern in pages. Redis may show one twice, while it makes its table smaller."""
+    cursor = None
+    while cursor != 0:
+        cursor, keys = await guarded(cast(Awaitable[Any], redis.scan(cursor or 0, match=pattern, count=SCAN_PAGE)))
+        if keys:
+            yield keys
 
 
 def history_key(user_id: str) -> str:

@@ -21,7 +21,7 @@ from stream.commands.produce import bars
 from stream.dead_letters import OPEN, Advance, DeadLetters, Settled, Wanted, drop, replay
 from stream.dead_topic import Letter
 from stream.errors import UserError
-from stream.ports import Log, Outcome, Place
+from stream.ports import Outcome, Place, Returns
 from stream.services import log, producer, reader
 from stream.settings import Settings, load
 from stream.topics import DEAD
@@ -179,7 +179,9 @@ async def _read(letters: DeadLetters) -> tuple[str, Settings]:
     return bootstrap, settings
 
 
-async def _settle(letters: DeadLetters, act: Callable[[Iterable[Letter], Log, Advance], Awaitable[Settled]]) -> Settled:
+async def _settle(
+    letters: DeadLetters, act: Callable[[Iterable[Letter], Returns, Advance], Awaitable[Settled]]
+) -> Settled:
     bootstrap, settings = await _read(letters)
     letters.check_open()
     chosen = (letter for letter, _ in letters.chosen())

@@ -110,7 +110,7 @@ def _population(chosen: Options, again: bool) -> Population:
 
 async def _alone(wanted: Settings, services: Services, view: View) -> bool:
     """Whether no worker reads the log yet; of an embedded one nobody else can know."""
-    others = 0 if wanted.kafka_url is None else await services.registry.workers()
+    others = 0 if wanted.kafka_url is None else len(await services.registry.workers())
     if others:
         view.say(f"{others} worker{'s are' if others > 1 else ' is'} at work already")
     return not others

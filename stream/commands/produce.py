@@ -1,4 +1,4 @@
-"""`facetstream produce`: replay files into Kafka."""
+"""`facetstream produce`: files into Kafka."""
 
 import asyncio
 import logging
@@ -11,8 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from stream.addresses import find
 from stream.errors import UserError
+from stream.produce import EventFile, send_events, send_items
 from stream.provision import missing_topics
-from stream.replay import EventFile, send_events, send_items
 from stream.services import producer
 from stream.settings import Settings, load
 from stream.topics import EVENT_TOPICS, ITEMS
@@ -25,10 +25,10 @@ FILE = click.Path(path_type=Path)
 @click.option("--items", "item_path", type=FILE, help="JSONL or Parquet, sent before the events.")
 @click.option("--rate", type=click.FloatRange(0, min_open=True), help="Events a second.  [default: as fast as it goes]")
 def command(event_path: Path, item_path: Path | None, rate: float | None) -> None:
-    """Replay files of events and items into Kafka, events in the order of their time.
+    """Send files of events and items to Kafka, events in the order of their time.
 
     Lines that `facetstream validate` would report are left out. A Parquet file without event_id gets ids made of its
-    content, so that a second replay counts nothing, as far back as the window of event ids remembers.
+    content, so that sending it again counts nothing, as far back as the window of event ids remembers.
     """
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # it raises what it logs
     settings = load()

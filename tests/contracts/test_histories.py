@@ -136,6 +136,18 @@ async def test_the_mark_is_cleared_only_when_the_version_has_not_moved(make: Any
 
 
 @both
+async def test_all_histories_are_scanned_and_dirty_users_counted(make: Any) -> None:
+    store, users = make(), [f"{{ü}}:h:{n}" for n in range(1_000)]
+    assert [page async for page in store.scan()] == []
+    await store.append([append(entry(n, record(n)), user=user) for n, user in enumerate(users)])
+    found = dict([pair async for page in store.scan() for pair in page])
+    assert found == dict(zip(users, await store.read(users), strict=True))
+    assert await store.dirty_count() == len(users)
+    await store.settle([Refreshed(users[0], 2, 5_000)])
+    assert await store.dirty_count() == len(users) - 1
+
+
+@both
 async def test_an_older_mark_stays(make: Any) -> None:
     store = make()
     await store.mark([Dirty("u", 500)])
@@ -249,6 +261,28 @@ async def test_a_redis_that_is_away_is_transient() -> None:
     store = RedisHistories(client, code_bytes=CODE_BYTES, codebook_version=CODEBOOK, length=LENGTH, window=WINDOW)
     with pytest.raises(Transient, match="Redis"):
         await store.append([append(entry(1, record(1)))])
+    await client.aclose()
+
+
+async def test_a_cancellation_is_not_lost(redis_db: str) -> None:
+    """Whatever it interrupts: redis-py would go on after some."""
+    client = redis_adapter.connect(redis_db, load())
+    store = RedisHistories(client, code_bytes=CODE_BYTES, codebook_version=CODEBOOK, length=LENGTH, window=WINDOW)
+    ended = []
+
+    async def work() -> None:
+        for _ in range(100):
+            await store.dirty([1], 1)
+        ended.append("by itself")
+
+    for turns in range(60):
+        task = asyncio.create_task(work())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait({task})
+        ended += ["cancelled"] * task.cancelled()
+    assert ended == ["cancelled"] * 60
     await client.aclose()
 
 

@@ -64,6 +64,17 @@ async def test_codes_of_another_codebook_count_as_missing(stores: Stores) -> Non
     assert await other.lookup([item.index]) == [StoredItem(item.index, "i:a", None)]
 
 
+async def test_items_are_scanned_and_put_where_they_were(stores: Stores) -> None:
+    items = await stores.items.claim([f"i:{n}" for n in range(600)])
+    await stores.items.put_codes({items[0].index: b"abc"})
+    items[0] = StoredItem(items[0].index, "i:0", b"abc")
+    found = {item.index: item for page in [page async for page in stores.items.scan()] for item in page}
+    assert found == {item.index: item for item in items}
+    moved = [StoredItem(7, "i:elsewhere", None), StoredItem(8, "q:tea", b"xyz")]
+    await stores.items.put(moved)
+    assert await stores.items.lookup([7, 8]) == moved
+
+
 async def test_who_waits_is_remembered_until_released(stores: Stores) -> None:
     await stores.items.wait([(1, "u"), (1, "v"), (2, "u"), (1, "u")])
     assert await stores.items.waiting([1, 2, 3]) == [(1, "u"), (1, "v"), (2, "u")]
@@ -89,7 +100,9 @@ async def test_a_worker_that_falls_silent_is_dead(stores: Stores) -> None:
     await stores.registry.beat("w1", 60.0)
     await stores.registry.beat("w2", 0.01)
     await asyncio.sleep(0.05)
-    assert await stores.registry.workers() == 1
+    assert await stores.registry.workers() == {"w1"}
+    await stores.registry.beat("w1", 0.0)
+    assert await stores.registry.workers() == frozenset()
 
 
 async def test_counts_of_all_workers_add_up(stores: Stores) -> None:

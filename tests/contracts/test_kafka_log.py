@@ -20,7 +20,7 @@ from stream.embedded import kafka as embedded
 from stream.errors import Permanent, Transient, UserError
 from stream.events import parse_event, parse_item
 from stream.ports import DeadLetter, Log, Update
-from stream.replay import paced
+from stream.produce import paced
 from stream.retry import persistently
 from stream.settings import Settings, load
 from stream.topics import ALL, DEAD, EVENT_TOPICS, ITEMS, UPDATED
@@ -281,7 +281,7 @@ def _member(url: str, settings: Settings, *topics: str) -> AIOKafkaConsumer:
     )
 
 
-async def test_a_replay_into_memory_waits_for_its_reader(memory_url: str, settings: Settings) -> None:
+async def test_producing_into_memory_waits_for_its_reader(memory_url: str, settings: Settings) -> None:
     count, value = 3_000, b"x" * 5_000  # 15 MB into one partition that keeps 5
 
     async def send() -> None:
@@ -320,7 +320,7 @@ def produce(url: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess
     )
 
 
-async def test_produce_replays_files(url: str, settings: Settings, tmp_path: Path) -> None:
+async def test_produce_sends_files(url: str, settings: Settings, tmp_path: Path) -> None:
     def event(number: int, **fields: Any) -> str:
         at = {"ts": 1_700_000_000_000 - number, "event_id": f"e{number}", "scenario": "feed", "position": None}
         return json.dumps({"user_id": "u", "item_id": "i", "action": "view"} | at | fields)

@@ -64,7 +64,7 @@ def test_every_history_is_what_the_file_says_and_every_user_has_a_point_of_its_v
 
 
 @pytest.mark.timeout(300)
-def test_replaying_the_file_again_counts_only_what_the_window_has_forgotten(
+def test_sending_the_file_again_counts_only_what_the_window_has_forgotten(
     system: System, files: tuple[Path, Path, list[dict[str, Any]]]
 ) -> None:
     events, _, rows = files

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from aiokafka import AIOKafkaConsumer
 
 from models.contract import SCENARIOS
@@ -198,3 +199,34 @@ def test_a_worker_that_is_killed_loses_nothing(system: System) -> None:
     assert applied() == len(events)
     versions = system.ask(lambda services, _: services.vectors.versions(names))
     assert set(versions.values()) == {decode(d).version for d in system.ask(lambda _, o: o.histories.read(names)) if d}
+
+
+def _digest(system: System) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(system.facetstream("digest", "--json").stdout)
+    return found
+
+
+@pytest.mark.timeout(300)
+def test_the_log_is_replayed_after_redis_was_lost(system: System) -> None:
+    """And before, into an empty one, beside the worker."""
+    if not os.environ.get("KAFKA_HOME"):
+        need("kafka", "the in-memory broker forgets: set KAFKA_HOME")
+    system.until(lambda: 0, 0)
+    expected, letters = _digest(system), system.counted("dead_letters")
+    with redis.Redis.from_url(system.addresses.redis) as client:
+        compared = system.facetstream("replay", "--from", "beginning", "--into", f"{system.addresses.redis}/1")
+        assert compared.stdout.endswith("\nequal\n"), compared.stdout + compared.stderr
+        refused = system.facetstream("replay", "--from", "beginning")
+        assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+        system.worker.stop()
+        client.flushall()
+    assert system.facetstream("replay", "--from", "beginning").returncode == 2  # not provisioned
+    assert "made codebook" in system.facetstream("provision").stdout
+    done = system.facetstream("replay", "--from", "beginning", timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert f"{letters:,} refused" in done.stdout
+    assert _digest(system) == expected
+    assert len(asyncio.run(_dead(system.addresses.kafka, letters))) == letters
+    system.worker = start_worker(system.settings, system.addresses)
+    system.until(lambda: 0, 0)
+    assert _digest(system) == expected

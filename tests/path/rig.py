@@ -31,7 +31,8 @@ class Rig:
         self.models = parts.get("models") or MemoryModels()
         self.vectors = parts.get("vectors") or MemoryVectors()
         self.log = parts.get("log") or MemoryLog()
-        self.queue, self.stats, self.registry = DirtyQueue(), Stats(), MemoryRegistry()
+        self.registry = parts.get("registry") or MemoryRegistry()
+        self.queue, self.stats = DirtyQueue(), Stats()
         self.cache = ItemCache(self.items, 100)
         self.ingest = Ingest(
             histories=self.histories,
