@@ -19,6 +19,7 @@ from stream.catalog import Catalog
 from stream.dirty_queue import DirtyQueue
 from stream.errors import Permanent, Transient, UserError
 from stream.events import Scenario
+from stream.health import Ask
 from stream.identity import SHARDS, shard
 from stream.ingest import Ingest, ItemCache
 from stream.pending import Pending
@@ -28,6 +29,7 @@ from stream.retry import persistently
 from stream.services import Producer, Services, Stores, connect, log, producer, stores
 from stream.settings import Settings
 from stream.stats import Stats
+from stream.stores import Backlog
 from stream.topics import EVENT_TOPICS, ITEMS
 from stream.web import add_pages
 
@@ -64,7 +66,7 @@ def _wire(
     opened: Stores,
     stats: Stats,
 ) -> None:
-    owned, written = _ownership(app), log(kafka)
+    owned, written, name = _ownership(app), log(kafka), uuid.uuid4().hex
     queue = DirtyQueue(settings.refresh_min_interval, mine=lambda user_id: shard(user_id) in owned())
     cache = ItemCache(opened.items, settings.item_cache)
     ingest = Ingest(
@@ -112,12 +114,23 @@ def _wire(
 
     @app.task  # type: ignore[untyped-decorator]
     async def count() -> None:
-        name = uuid.uuid4().hex
         while True:
             await asyncio.sleep(FLUSH_SECONDS)
+            app.stalled(settings.stall_seconds)
             await _flush(services, stats, name)
 
-    add_pages(app, services, kafka)
+    dependencies: dict[str, Ask] = {
+        "kafka": kafka.check_ready,
+        "redis": partial(services.registry.beat, name, BEAT_SECONDS),  # a write: a replica takes none
+        "triton": services.models.check_ready,
+        "qdrant": services.vectors.check_ready,
+    }
+    backlog = partial(_backlog, opened, owned)
+    add_pages(app, dependencies, services.counters, backlog, settings.stall_seconds)
+
+
+async def _backlog(opened: Stores, owned: Callable[[], frozenset[int]]) -> Backlog:
+    return await opened.histories.backlog(sorted(owned()))
 
 
 def _refuse_other_codebook(card: ModelCard, opened: Stores) -> None:
@@ -147,7 +160,7 @@ def _partitions(app: BatchApp) -> tuple[frozenset[int], int]:
     """The partitions of the event topics that are this worker's, and how many there are."""
     topics: Sequence[str] = list(EVENT_TOPICS.values())
     consumer: Any = app.consumer
-    mine = frozenset(tp.partition for tp in consumer.assignment() if tp.topic in topics)
+    mine = frozenset(tp.partition for tp in app.lag() if tp.topic in topics)
     return mine, consumer.topic_partitions(topics[0]) or 0
 
 

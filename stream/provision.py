@@ -18,7 +18,7 @@ from stream.stores import Codebook
 async def provision(settings: Settings, addresses: Addresses, services: Services) -> list[str]:
     """One sentence for each thing that was made; empty when all was there."""
     card = await services.models.card()
-    made = [] if await services.vectors.ready() else ["collections users and items"]
+    made = [f"collection {name}" for name in await services.vectors.missing()]
     await services.vectors.provision(card)
     made += await _topics(settings, addresses, services)
     return made + await _codebook(settings, services, card)  # last: it is what a worker waits for

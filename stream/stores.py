@@ -55,6 +55,14 @@ class Dirty:
 
 
 @dataclass(frozen=True)
+class Backlog:
+    """The dirty users of some shards."""
+
+    users: int
+    since_ms: int | None  # of the oldest mark, ms since 1970
+
+
+@dataclass(frozen=True)
 class StoredItem:
     """What is known of an item index."""
 
@@ -112,6 +120,9 @@ class Histories(Protocol):
 
     async def dirty(self, shards: Sequence[int], limit: int) -> list[Dirty]:
         """The oldest `limit` marks of each shard."""
+
+    async def backlog(self, shards: Sequence[int]) -> Backlog:
+        """How many users of these shards are dirty, and since when."""
 
 
 class Items(Protocol):

@@ -62,33 +62,35 @@ class QdrantVectors:
         self.users = users
         self.items = items
 
-    async def ready(self) -> bool:
-        """Whether Qdrant answers and both collections are there."""
-        try:
-            with _translated():
-                names = {c.name for c in (await self._client.get_collections()).collections}
-        except (Transient, Permanent):
-            return False
-        return {self.users, self.items} <= names
+    async def missing(self) -> list[str]:
+        """The collections that `provision` would create."""
+        with translated():
+            present = {c.name for c in (await self._client.get_collections()).collections}
+        return [name for name in (self.users, self.items) if name not in present]
+
+    async def check_ready(self) -> None:
+        """Raise `Transient` when Qdrant does not answer or has not both collections."""
+        if missing := await self.missing():
+            raise Transient(f"Qdrant has no collection {' and '.join(missing)}: run facetstream provision")
 
     async def close(self) -> None:
         await self._client.close()
 
     async def provision(self, card: ModelCard) -> None:
-        with _translated():
+        with translated():
             await self._refuse_old_server()
             wanted = self._wanted(card)
             # Users are looked up, never searched: m=0 builds no graph.
             await self._create(self.users, wanted[self.users], models.HnswConfigDiff(m=0))
             await self._create(self.items, wanted[self.items])
         await self.check(card)
-        with _translated():
+        with translated():
             await self._index(self.users, USER_INDEXES)
             await self._index(self.items, ITEM_INDEXES)
 
     async def check(self, card: ModelCard) -> None:
         for name, vectors in self._wanted(card).items():
-            with _translated():
+            with translated():
                 difference = _difference(found=await self._shape(name), wanted=_shape(vectors))
             if difference:
                 raise Permanent(
@@ -98,18 +100,18 @@ class QdrantVectors:
 
     async def put_items(self, entries: Sequence[CatalogueEntry]) -> None:
         for batch in _batches(entries, ITEMS_PER_REQUEST):
-            with _translated():
+            with translated():
                 await self._client.upsert(self.items, [_item(entry) for entry in batch], wait=True)
 
     async def put_profiles(self, profiles: Sequence[Profile]) -> None:
         """One operation per user, each with its own condition. An equal version is written again, since another model
         may have made it."""
         for batch in _batches(profiles, PROFILES_PER_REQUEST):
-            with _translated():
+            with translated():
                 await self._client.batch_update_points(self.users, [_fenced(p) for p in batch], wait=True)
 
     async def profile(self, user_id: str) -> Profile | None:
-        with _translated():
+        with translated():
             found = await self._client.retrieve(self.users, [user_point(user_id)], with_vectors=True)
         return _profile(found[0]) if found else None
 
@@ -117,7 +119,7 @@ class QdrantVectors:
         """The version of each profile that is there."""
         found: dict[str, int] = {}
         for batch in _batches(user_ids, POINTS_PER_PAGE):
-            with _translated():
+            with translated():
                 points = await self._client.retrieve(
                     self.users, [user_point(u) for u in batch], with_payload=["user_id", "version"]
                 )
@@ -126,19 +128,19 @@ class QdrantVectors:
 
     async def interests(self) -> int:
         """K, as `users` was provisioned."""
-        with _translated():
+        with translated():
             return len(await self._shape(self.users)) // len(SCENARIOS)
 
     async def search(self, bodies: Sequence[Mapping[str, Any]]) -> list[list[Hit]]:
         """One HTTP request that runs queries over `items`, each the body of `POST /collections/items/points/query`; the
         hits of each, best first."""
-        with _translated():
+        with translated():
             requests = [models.QueryRequest.model_validate(body) for body in bodies]
             answers = await self._client.query_batch_points(self.items, requests)
         return [[_hit(point) for point in answer.points] for answer in answers]
 
     async def stats(self) -> Stats:
-        with _translated():
+        with translated():
             users = (await self._client.count(self.users, exact=True)).count
             fidelity = [payload["fidelity"] async for payload in self._payloads(self.items, ["fidelity"])]
         return Stats(users, len(fidelity), float(np.mean(fidelity)) if fidelity else math.nan)
@@ -278,7 +280,7 @@ def _default_port(url: str) -> int | None:
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
+def translated() -> Iterator[None]:
     try:
         yield
     except UnexpectedResponse as error:

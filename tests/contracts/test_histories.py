@@ -17,7 +17,7 @@ from stream.events import OLDEST_MS
 from stream.history import History, Record, Source, decode, pending_items
 from stream.identity import event_hash, shard
 from stream.settings import load
-from stream.stores import Append, Applied, Dirty, Entry, Histories, Refreshed
+from stream.stores import Append, Applied, Backlog, Dirty, Entry, Histories, Refreshed
 
 CODE_BYTES = 3
 CODEBOOK = 7
@@ -67,6 +67,14 @@ async def test_an_event_is_appended_counted_and_marked_dirty_at_once(make: Any) 
     assert history.records == (record(10),)
     assert history.marks == {Source(1, 0).key: (1, 5)}
     assert await store.dirty([shard("u")], 10) == [Dirty("u", 1_000)]
+
+
+@both
+async def test_the_backlog_of_some_shards_is_counted_and_dated(make: Any) -> None:
+    store = make()
+    assert await store.backlog([shard("u"), shard("v")]) == Backlog(0, None)
+    await store.mark([Dirty("u", 2_000), Dirty("v", 1_000), Dirty("w", 500)])
+    assert await store.backlog([shard("u"), shard("v")]) == Backlog(2, 1_000)
 
 
 @both
