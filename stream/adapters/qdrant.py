@@ -43,15 +43,19 @@ class Stats:
 
 def connect(url: str, settings: Settings, users: str = USERS, items: str = ITEMS) -> "QdrantVectors":
     """Nothing is sent yet; the client connects with each request, so it survives restarts of Qdrant."""
+    return QdrantVectors(make_client(url, settings), users, items)
+
+
+def make_client(url: str, settings: Settings) -> AsyncQdrantClient:
+    """To be closed by the caller."""
     key = settings.qdrant_api_key
-    client = AsyncQdrantClient(
+    return AsyncQdrantClient(
         url=url,
         port=_default_port(url),
         api_key=key.get_secret_value() if key else None,
         timeout=math.ceil(settings.qdrant_timeout),
         check_compatibility=False,  # it would ask from a thread of its own; `provision` checks the version
     )
-    return QdrantVectors(client, users, items)
 
 
 class QdrantVectors:
@@ -78,7 +82,7 @@ class QdrantVectors:
 
     async def provision(self, card: ModelCard) -> None:
         with translated():
-            await self._refuse_old_server()
+            await refuse_old_server(self._client)
             wanted = self._wanted(card)
             # Users are looked up, never searched: m=0 builds no graph.
             await self._create(self.users, wanted[self.users], models.HnswConfigDiff(m=0))
@@ -156,12 +160,6 @@ class QdrantVectors:
             if offset is None:
                 return
 
-    async def _refuse_old_server(self) -> None:
-        version = (await self._client.info()).version
-        if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_SERVER:
-            needed = ".".join(map(str, OLDEST_SERVER))
-            raise Permanent(f"Qdrant {version} knows no conditional upserts; {needed} or later is needed")
-
     def _wanted(self, card: ModelCard) -> dict[str, Any]:
         """The vectors of both collections."""
         names = [vector_name(scenario, k) for scenario in SCENARIOS for k in range(card.interests)]
@@ -183,6 +181,15 @@ class QdrantVectors:
     async def _index(self, name: str, fields: Mapping[str, models.PayloadSchemaType]) -> None:
         for field, kind in fields.items():
             await self._client.create_payload_index(name, field, kind, wait=True)
+
+
+async def refuse_old_server(client: AsyncQdrantClient) -> str:
+    """The version, when it is new enough."""
+    version = (await client.info()).version
+    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_SERVER:
+        needed = ".".join(map(str, OLDEST_SERVER))
+        raise Permanent(f"Qdrant {version} knows no conditional upserts; {needed} or later is needed")
+    return version
 
 
 def _cosine(dim: int) -> models.VectorParams:
