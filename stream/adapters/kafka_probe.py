@@ -11,26 +11,28 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import (
     CorruptRecordException,
-    GroupCoordinatorNotAvailableError,
+    GroupAuthorizationFailedError,
     TopicAuthorizationFailedError,
+    UnknownMemberIdError,
     for_code,
 )
 from aiokafka.protocol.admin import ApiVersionRequest
+from aiokafka.protocol.group import HeartbeatRequest
 from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
 from stream.adapters.kafka_admin import DEAD_BYTES, HOUR_MS, admin_client, check_partitions, controlled, lag
 from stream.adapters.kafka_connection import connection, translated
-from stream.errors import Permanent
+from stream.errors import Permanent, Transient
 from stream.findings import Check, Doubt
 from stream.settings import Settings, variable
 from stream.topics import ALL, DEAD, EVENT_TOPICS, ITEMS, UPDATED
 
 PRODUCE_API = 0
 HEADERS_SINCE = 3  # version of the API of produce, Kafka 0.11: dead letters have headers
-READ = 1 << 3  # Kafka's AclOperation, as a bit of what is authorized
 WRITE_MS = 5_000  # for a write, refused as it will be
 LOOK_SECONDS = 0.2
+LOOKS = 20
 READ_TOPICS = (*EVENT_TOPICS.values(), ITEMS)
 PROVISION = "facetstream provision"
 BY_HAND = "no topic is changed once it is there: kafka-configs.sh or kafka-reassign-partitions.sh do it"
@@ -71,7 +73,7 @@ class KafkaProbe:
             ("commit", self._commit, self._acl("Read", "group", group)),
             ("group", self._group, "facetstream worker"),
         ]
-        return [Check(name, self._translated(ask), remedy) for name, ask, remedy in asked]
+        return [Check(name, self._patient(ask), remedy) for name, ask, remedy in asked]
 
     def _acl(self, operation: str, kind: str, name: str) -> str:
         return (
@@ -79,10 +81,19 @@ class KafkaProbe:
             f"--allow-principal User:{self._settings.kafka_username or 'ANONYMOUS'}"
         )
 
-    def _translated(self, ask: Callable[[], Awaitable[str]]) -> Callable[[], Awaitable[str]]:
+    def _patient(self, ask: Callable[[], Awaitable[str]]) -> Callable[[], Awaitable[str]]:
+        """A broker that has just started, or made a topic, does not know at once who leads and coordinates what."""
+
         async def asking() -> str:
-            with translated(self._bootstrap):
-                return await ask()
+            for looks_left in reversed(range(LOOKS)):
+                try:
+                    with translated(self._bootstrap):
+                        return await ask()
+                except Transient:
+                    if not looks_left or self._admin is None:
+                        raise
+                    await asyncio.sleep(LOOK_SECONDS)
+            raise AssertionError("the last look returns or raises")
 
         return asking
 
@@ -131,7 +142,7 @@ class KafkaProbe:
         copies = {topic: min(len(p["replicas"]) for p in partitions) for topic, partitions in present.items()}
         needed = {topic: int(c["min.insync.replicas"]) for topic, c in (await self._configs(present)).items()}
         if closed := _names(topic for topic in present if needed[topic] > copies[topic]):
-            raise Permanent(f"more than there are replicas of {closed}: nothing can be written")
+            raise Doubt(f"more than there are replicas of {closed}: a Kafka before 4.0 takes no writes then")
         if risky := _names(topic for topic in present if copies[topic] > 1 and needed[topic] < 2):
             raise Doubt(f"1 for {risky}: what only one broker holds counts as written")
         return f"{min(needed.values(), default=0)} or more"
@@ -180,6 +191,8 @@ class KafkaProbe:
     async def _read(self) -> str:
         present = await self._present()
         tps = [TopicPartition(t, p["partition"]) for t in READ_TOPICS if t in present for p in present[t]]
+        if not tps:
+            return "nothing is there to be read"
         consumer = AIOKafkaConsumer(auto_offset_reset="latest", **connection(self._bootstrap, self._settings))
         await consumer.start()
         try:
@@ -196,8 +209,12 @@ class KafkaProbe:
         if self._memory:
             return IN_MEMORY
         group = self._settings.consumer_group
-        if not (await self._described())["authorized_operations"] & READ:
-            raise Permanent(f"group {group} may not be read: a worker could neither join it nor commit")
+        answer = await self._send(await self._admin.find_coordinator(group), HeartbeatRequest(group, -1, "doctor"))
+        error = for_code(answer.error_code)
+        if issubclass(error, GroupAuthorizationFailedError):
+            raise Permanent(f"may not read group {group}: a worker could neither join it nor commit")
+        if not issubclass(error, UnknownMemberIdError):  # as expected: permitted, but no member
+            raise error(f"group {group}")
         return f"group {group}"
 
     async def _group(self) -> str:
@@ -213,16 +230,11 @@ class KafkaProbe:
         return text
 
     async def _described(self) -> dict[str, Any]:
-        while True:
-            try:
-                (answer,) = await self._admin.describe_consumer_groups([self._settings.consumer_group], None, True)
-            except GroupCoordinatorNotAvailableError:  # a new Kafka makes the topic of offsets when it is first asked
-                await asyncio.sleep(LOOK_SECONDS)
-                continue
-            found: dict[str, Any] = answer.to_object()["groups"][0]
-            if found["error_code"]:
-                raise for_code(found["error_code"])(f"group {self._settings.consumer_group}")
-            return found
+        (answer,) = await self._admin.describe_consumer_groups([self._settings.consumer_group])
+        found: dict[str, Any] = answer.to_object()["groups"][0]
+        if found["error_code"]:
+            raise for_code(found["error_code"])(f"group {self._settings.consumer_group}")
+        return found
 
     async def _present(self) -> dict[str, list[Any]]:
         """Partitions of our topics that are there."""
