@@ -281,3 +281,16 @@ async def test_a_full_redis_is_transient_and_loses_nothing(redis_db: str) -> Non
             await store.append([append(entry(1, record(1)))])
     assert (await store.append([append(entry(1, record(1)))]))[0].events == 1
     await client.aclose()
+
+
+async def test_a_replica_is_transient_until_it_is_promoted(redis_db: str) -> None:
+    client = redis_adapter.connect(redis_db, load())
+    store = RedisHistories(client, code_bytes=CODE_BYTES, codebook_version=CODEBOOK, length=LENGTH, window=WINDOW)
+    await client.replicaof("127.0.0.1", 1)
+    try:
+        with pytest.raises(Transient, match="READONLY"):
+            await store.append([append(entry(1, record(1)))])
+    finally:
+        await client.replicaof("NO", "ONE")
+    assert (await store.append([append(entry(1, record(1)))]))[0].events == 1
+    await client.aclose()

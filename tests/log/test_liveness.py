@@ -5,7 +5,7 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -166,15 +166,60 @@ def broker(embedded_settings: Settings, tmp_path: Path, kafka_home: Path) -> Ite
     server.stop()
 
 
-async def test_while_kafka_is_frozen_nothing_is_stuck(broker: Server, settings: MakeSettings) -> None:
-    """With a handler that hangs, to be sure: once Kafka is back, it is found out."""
-    topic, taken = "events.feed", asyncio.Event()
-    admin = AIOKafkaAdminClient(bootstrap_servers=broker.address)
-    await admin.start()
-    await admin.create_topics([NewTopic(topic, 1, 1)])
-    await admin.close()
+async def fill(broker: Server, topic: str) -> None:
+    """One record more."""
     async with AIOKafkaProducer(bootstrap_servers=broker.address) as producer:
         await producer.send_and_wait(topic, b"v")
+
+
+@pytest.fixture
+async def topic(broker: Server) -> str:
+    """With one record."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=broker.address)
+    await admin.start()
+    await admin.create_topics([NewTopic("events.feed", 1, 1)])
+    await admin.close()
+    await fill(broker, "events.feed")
+    return "events.feed"
+
+
+@contextmanager
+def frozen(broker: Server) -> Iterator[None]:
+    java = max(broker.pids(), key=resident_bytes)
+    os.kill(java, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(java, signal.SIGCONT)
+
+
+async def test_a_worker_reads_on_after_kafka_was_frozen(broker: Server, topic: str, settings: MakeSettings) -> None:
+    offsets: list[int] = []
+    news = asyncio.Event()
+
+    async def handle(batch: Batch) -> None:
+        offsets.extend(record.offset for record in batch.records)
+        news.set()
+
+    async def story(ask: Ask) -> None:
+        await news.wait()
+        with frozen(broker):
+            for _ in range(int(3 * STALL_SECONDS / 0.1)):
+                assert (await ask())[0] == 200
+                await asyncio.sleep(0.1)
+        news.clear()
+        await fill(broker, topic)
+        await news.wait()
+        assert offsets == [0, 1]
+        assert (await ask())[0] == 200
+
+    async with working(settings, broker.address, topic, handle) as beside:
+        await beside(story)
+
+
+async def test_while_kafka_is_frozen_nothing_is_stuck(broker: Server, topic: str, settings: MakeSettings) -> None:
+    """With a handler that hangs, to be sure: once Kafka is back, it is found out."""
+    taken = asyncio.Event()
 
     async def hang(batch: Batch) -> None:
         taken.set()
@@ -182,9 +227,7 @@ async def test_while_kafka_is_frozen_nothing_is_stuck(broker: Server, settings: 
 
     async def story(ask: Ask) -> None:
         await taken.wait()
-        java = max(broker.pids(), key=resident_bytes)
-        os.kill(java, signal.SIGSTOP)
-        try:
+        with frozen(broker):
             waited = 0.0
             while waited < 2 * STALL_SECONDS:
                 status, said = await ask()
@@ -193,8 +236,6 @@ async def test_while_kafka_is_frozen_nothing_is_stuck(broker: Server, settings: 
                     assert waiting["for"] == "gives no answer within 2 s"
                     waited = waiting["seconds"]
                 await asyncio.sleep(0.1)
-        finally:
-            os.kill(java, signal.SIGCONT)
         await until(ask, 503)
 
     async with working(settings, broker.address, topic, hang) as beside:
