@@ -12,6 +12,7 @@ from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import (
     CorruptRecordException,
     GroupAuthorizationFailedError,
+    NoError,
     TopicAuthorizationFailedError,
     UnknownMemberIdError,
     for_code,
@@ -32,7 +33,7 @@ PRODUCE_API = 0
 HEADERS_SINCE = 3  # version of the API of produce, Kafka 0.11: dead letters have headers
 WRITE_MS = 5_000  # for a write, refused as it will be
 LOOK_SECONDS = 0.2
-LOOKS = 20
+LOOKS = 30
 READ_TOPICS = (*EVENT_TOPICS.values(), ITEMS)
 PROVISION = "facetstream provision"
 BY_HAND = "no topic is changed once it is there: kafka-configs.sh or kafka-reassign-partitions.sh do it"
@@ -213,7 +214,7 @@ class KafkaProbe:
         error = for_code(answer.error_code)
         if issubclass(error, GroupAuthorizationFailedError):
             raise Permanent(f"may not read group {group}: a worker could neither join it nor commit")
-        if not issubclass(error, UnknownMemberIdError):  # as expected: permitted, but no member
+        if not issubclass(error, (UnknownMemberIdError, NoError)):  # permitted, but no member; or not known yet
             raise error(f"group {group}")
         return f"group {group}"
 
