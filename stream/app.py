@@ -16,6 +16,7 @@ from stream.batches import BatchApp, application, consume, run, terminated
 from stream.dirty_queue import DirtyQueue
 from stream.errors import Permanent, Transient, UserError
 from stream.events import Scenario
+from stream.health import Ask
 from stream.identity import SHARDS, shard
 from stream.pipeline import Pipeline
 from stream.presence import at_work
@@ -23,6 +24,7 @@ from stream.retry import persistently
 from stream.services import Producer, Services, Stores, connect, log, producer, stores
 from stream.settings import Settings
 from stream.stats import Stats
+from stream.stores import Backlog
 from stream.topics import EVENT_TOPICS, ITEMS
 from stream.web import add_pages
 
@@ -76,9 +78,21 @@ def _wire(
     async def count() -> None:
         while True:
             await asyncio.sleep(FLUSH_SECONDS)
+            app.stalled(settings.stall_seconds)
             await _flush(services, stats)
 
-    add_pages(app, services, kafka)
+    dependencies: dict[str, Ask] = {
+        "kafka": kafka.check_ready,
+        "redis": partial(services.registry.beat, "readyz", 0.0),  # a write, that leaves nothing: a replica takes none
+        "triton": services.models.check_ready,
+        "qdrant": services.vectors.check_ready,
+    }
+    backlog = partial(_backlog, opened, owned)
+    add_pages(app, dependencies, services.counters, backlog, settings.stall_seconds)
+
+
+async def _backlog(opened: Stores, owned: Callable[[], frozenset[int]]) -> Backlog:
+    return await opened.histories.backlog(sorted(owned()))
 
 
 def _ownership(app: BatchApp) -> Callable[[], frozenset[int]]:
@@ -100,7 +114,7 @@ def _partitions(app: BatchApp) -> tuple[frozenset[int], int]:
     """The partitions of the event topics that are this worker's, and how many there are."""
     topics: Sequence[str] = list(EVENT_TOPICS.values())
     consumer: Any = app.consumer
-    mine = frozenset(tp.partition for tp in consumer.assignment() if tp.topic in topics)
+    mine = frozenset(tp.partition for tp in app.lag() if tp.topic in topics)
     return mine, consumer.topic_partitions(topics[0]) or 0
 
 

@@ -10,7 +10,8 @@ import logging
 import os
 import signal
 import ssl
-from collections import defaultdict
+import time
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from functools import partial
 from typing import Any, TypeVar
@@ -26,6 +27,7 @@ from yarl import URL
 from stream import header_names
 from stream.errors import Transient
 from stream.ledger import Batch, Ledger, Record
+from stream.pulse import Pulse, watch
 from stream.retry import persistently
 from stream.settings import Settings
 
@@ -53,6 +55,15 @@ class _Thread(driver.AIOKafkaConsumerThread):
         consumer = super()._create_worker_consumer(transport)
         consumer._fetch_max_wait_ms = FETCH_WAIT_MS  # Faust fixes it at 1.5 s
         return consumer
+
+    def unread(self, tp: TP) -> int:
+        """Records of the log that were not fetched yet, as far as the broker has told. A committed offset would not do:
+        behind it may be nothing, where records have expired or a transaction left its marks."""
+        assigned = self._ensure_consumer()._subscription.subscription.assignment
+        state = assigned and assigned.state_value(tp)
+        if not state or state.highwater is None or not state.has_valid_position:
+            return 0
+        return max(0, int(state.highwater - state.position))
 
 
 class BatchConsumer(driver.Consumer):
@@ -145,6 +156,10 @@ class BatchConsumer(driver.Consumer):
     def _hopeless(self) -> bool:
         return bool(self.should_stop or self.app.failure.done())
 
+    def lag(self) -> dict[TP, int]:
+        """Records of each partition of this worker that are not dealt with, as far as the broker has told."""
+        return {tp: self._ledgers[tp].records + self._thread.unread(tp) for tp in self.assignment()}
+
     async def verify_all_partitions_active(self) -> None:
         """Nothing: Faust's warnings of slow partitions are no sign of life; lag that shrinks is."""
 
@@ -161,6 +176,30 @@ class BatchApp(faust.App):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.pulses: dict[str, Pulse] = {}  # by topic
+
+    def lag(self) -> dict[TP, int]:
+        """Records of each partition of this worker that are not dealt with; none has it before it has started."""
+        consumer: Any = self.consumer
+        try:
+            lag: dict[TP, int] = consumer.lag()
+        except driver.ConsumerNotStarted:
+            return {}
+        return lag
+
+    def stalled(self, seconds: float) -> list[str]:
+        """One sentence for each topic of which records are left while nothing has moved for longer than that, neither
+        its handler nor a dependency that this waits for. To be called often: it notes where nothing is left to do."""
+        lag, now = Counter[str](), time.monotonic()
+        for tp, records in self.lag().items():
+            lag[tp.topic] += records
+        for topic in self.pulses.keys() - (+lag).keys():
+            self.pulses[topic].move()
+        return [
+            f"{topic}: {lag[topic]} records are left, and nothing has moved for {now - pulse.moved:.0f} s"
+            for topic, pulse in self.pulses.items()
+            if now - pulse.moved > seconds
+        ]
 
     def _new_transport(self) -> BatchTransport:
         return BatchTransport(self.conf.broker_consumer, self)
@@ -223,8 +262,10 @@ def consume(app: BatchApp, topic: str, handle: Callable[[Batch], Awaitable[None]
     What it raises ends `run`, and the batch is delivered again after a restart. With one agent per topic, order per
     partition needs no care, and while one topic waits for a service the others go on.
     """
+    pulse = app.pulses[topic] = Pulse()
 
     async def agent(stream: Any) -> None:
+        watch(pulse)
         async for event in stream.noack().events():
             try:
                 await handle(event.value)
@@ -233,6 +274,7 @@ def consume(app: BatchApp, topic: str, handle: Callable[[Batch], Awaitable[None]
                     app.failure.set_exception(error)
                 return
             event.ack()
+            pulse.move()
 
     app.agent(app.topic(topic, schema=_Untouched()), name=topic)(agent)
 

@@ -16,6 +16,7 @@ COMMANDS = {  # name: its module, by name because stream imports nothing of mode
     "demo": ("stream.commands.demo", "Run everything embedded and watch a recommendation change."),
     "worker": ("stream.commands.worker", "Consume events and keep profiles fresh."),
     "provision": ("stream.commands.provision", "Create topics and collections, load the codebook."),
+    "doctor": ("stream.commands.doctor", "Check every connection, version and permission."),
     "load": ("stream.commands.load", "Load a trained catalogue into Redis and Qdrant."),
     "produce": ("stream.commands.produce", "Send files of events and items to Kafka."),
     "inspect": ("stream.commands.inspect", "Show what is known of a user."),

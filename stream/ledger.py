@@ -50,6 +50,11 @@ class Ledger:
         """Batches under way."""
         return len(self._under_way)
 
+    @property
+    def records(self) -> int:
+        """Records in the batches under way."""
+        return sum(len(batch.records) for batch in self._under_way)
+
     def deliver(self, batch: Batch) -> None:
         """Note a batch. One that starts before the last one's end means the log was rewound: all else is forgotten."""
         if batch.first < self._end:

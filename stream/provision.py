@@ -18,7 +18,7 @@ from stream.stores import Codebook
 async def provision(settings: Settings, addresses: Addresses, services: Services) -> list[str]:
     """One sentence for each thing that was made; empty when all was there."""
     card = await services.models.card()
-    made = [] if await services.vectors.ready() else ["collections users and items"]
+    made = [f"collection {name}" for name in await services.vectors.missing()]
     await services.vectors.provision(card)
     made += await _topics(settings, addresses, services)
     return made + await _codebook(settings, services, card)  # last: it is what a worker waits for
@@ -34,7 +34,7 @@ async def _topics(settings: Settings, addresses: Addresses, services: Services) 
 async def _codebook(settings: Settings, services: Services, card: ModelCard) -> list[str]:
     known = await services.registry.codebook()
     if known is None:
-        codebook = Codebook(card.codebook_version, card.code_bytes, _codebook_file(settings).read_bytes())
+        codebook = Codebook(card.codebook_version, card.code_bytes, codebook_file(settings).read_bytes())
         await persistently(lambda: services.registry.put_codebook(codebook))
         return [f"codebook {codebook.version}"]
     if (known.version, known.code_bytes) != (card.codebook_version, card.code_bytes):
@@ -46,7 +46,8 @@ async def _codebook(settings: Settings, services: Services, card: ModelCard) -> 
     return []
 
 
-def _codebook_file(settings: Settings) -> Path:
+def codebook_file(settings: Settings) -> Path:
+    """Of the newest version in the model repository."""
     versions = (settings.model_repository / ITEM_ENCODER).glob("*/codebook.safetensors")
     found = sorted((path for path in versions if path.parent.name.isdecimal()), key=lambda path: int(path.parent.name))
     if not found:

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import TypeVar
 
 from stream.errors import Transient
+from stream.pulse import current
 
 T = TypeVar("T")
 FIRST_DELAY = 0.05  # seconds
@@ -24,11 +25,18 @@ def delays(rng: random.Random | None = None) -> Iterator[float]:
 
 
 async def persistently(call: Callable[[], Awaitable[T]]) -> T:
-    """Await `call()` until it is not `Transient`. For calls that are safe to repeat and whose work must not be lost."""
+    """Await `call()` until it is not `Transient`. For calls that are safe to repeat and whose work must not be lost.
+
+    The task's pulse tells what is waited for."""
+    pulse = current()
     for delay in delays():
         try:
-            return await call()
+            answer = await call()
         except Transient as error:
             log.warning("%s; trying again in %.2f s", error, delay)
+            pulse.wait(str(error), delay)
             await asyncio.sleep(delay)
+        else:
+            pulse.move()
+            return answer
     raise AssertionError("delays never end")

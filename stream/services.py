@@ -6,15 +6,17 @@ from dataclasses import dataclass
 
 from redis.asyncio import Redis
 
-from stream.adapters import qdrant, redis
+from stream.adapters import qdrant, qdrant_probe, redis, redis_probe, triton_probe
 from stream.adapters.kafka import KafkaLog
 from stream.adapters.kafka import Producer as Producer
+from stream.adapters.kafka_probe import KafkaProbe
 from stream.adapters.kafka_reader import KafkaReader
 from stream.adapters.qdrant import QdrantVectors
 from stream.adapters.redis import RedisCounters, RedisHistories, RedisItems, RedisRegistry
 from stream.adapters.triton import TritonModels
 from stream.addresses import Addresses
 from stream.errors import UserError
+from stream.findings import Check
 from stream.settings import Settings
 from stream.stores import Codebook
 
@@ -51,6 +53,19 @@ async def connect(settings: Settings, addresses: Addresses) -> AsyncIterator[Ser
         await vectors.close()
         await models.close()
         await client.aclose()
+
+
+@asynccontextmanager
+async def checks(settings: Settings, addresses: Addresses, services: Services) -> AsyncIterator[dict[str, list[Check]]]:
+    """What `facetstream doctor` asks of each part; the first check says whether it answers at all."""
+    about_qdrant = qdrant_probe.probe(addresses.qdrant, settings, services.vectors, services.models.card)
+    async with KafkaProbe(addresses.kafka, settings) as kafka, about_qdrant as vectors:
+        yield {
+            "kafka": kafka.checks(),
+            "redis": redis_probe.checks(services.redis, addresses.redis),
+            "triton": triton_probe.checks(services.models, addresses.triton),
+            "qdrant": vectors.checks(),
+        }
 
 
 def producer(bootstrap: str, settings: Settings) -> Producer:

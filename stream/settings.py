@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from stream.errors import UserError
@@ -78,9 +78,22 @@ class Settings(BaseSettings):
     redis_timeout: float = Field(5.0, gt=0, description="seconds for one Redis round trip")
     triton_timeout: float = Field(10.0, gt=0, description="seconds for one model call")
     qdrant_timeout: float = Field(10.0, gt=0, description="seconds for one Qdrant request")
+    stall_seconds: float = Field(
+        60.0, validate_default=True, description="seconds without progress after which /livez calls a worker stuck"
+    )
     start_timeout: float = Field(60.0, gt=0, description="seconds an embedded server may take to become healthy")
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("WARNING", description="what the worker logs")
+
+    @field_validator("stall_seconds")
+    @classmethod
+    def _patient(cls, value: float, info: ValidationInfo) -> float:
+        """Waiting for an answer is no standstill."""
+        timeouts = [name for name in ("redis_timeout", "triton_timeout", "qdrant_timeout") if name in info.data]
+        for name in timeouts:
+            if value <= info.data[name]:
+                raise ValueError(f"must be more than {variable(name)}={info.data[name]:g}")
+        return value
 
     @field_validator("kafka_url")
     @classmethod

@@ -51,6 +51,14 @@ class Dirty(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Backlog:
+    """The dirty users of some shards."""
+
+    users: int
+    since_ms: int | None  # of the oldest mark, ms since 1970
+
+
+@dataclass(frozen=True)
 class StoredItem:
     """What is known of an item index."""
 
@@ -114,6 +122,9 @@ class Histories(Protocol):
 
     def scan(self) -> AsyncIterator[Sequence[tuple[str, bytes]]]:
         """Every user and history, in pages and in no order; one may come twice, one that is new may be missing."""
+
+    async def backlog(self, shards: Sequence[int]) -> Backlog:
+        """How many users of these shards are dirty, and since when."""
 
 
 class Items(Protocol):

@@ -1,49 +1,85 @@
 """The worker's own pages: alive, ready, and the counters of all workers."""
 
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-import faust
-
+from stream.batches import BatchApp
 from stream.errors import Permanent, Transient
-from stream.services import Producer, Services
-from stream.stats import quantiles
+from stream.health import Ask, Readiness, why_not
+from stream.stats import CounterStore, quantiles
+from stream.stores import Backlog
 
 
-def add_pages(app: faust.App, services: Services, kafka: Producer) -> None:
-    """Serve `/livez`, `/readyz` and `/counters` on the worker's port."""
+def add_pages(
+    app: BatchApp,
+    dependencies: Mapping[str, Ask],
+    counters: CounterStore,
+    backlog: Callable[[], Awaitable[Backlog]],
+    stall_seconds: float,
+) -> None:
+    """Serve `/livez`, `/readyz` and `/counters` on the worker's port.
+
+    `dependencies` must name `kafka`; each raises why it cannot serve. `backlog` is of this worker's own users.
+    """
+    readiness = Readiness(dependencies)
 
     @app.page("/livez", name="livez")  # type: ignore[untyped-decorator]
     async def livez(web: Any, _: Any) -> Any:
-        return web.json({"alive": True})
+        stalled = app.stalled(stall_seconds)
+        if stalled and (why := await why_not(dependencies["kafka"])):  # nothing can be read: a restart would not help
+            for pulse in app.pulses.values():
+                pulse.wait(why)
+            stalled = []
+        reason = {"reason": "; ".join(stalled)} if stalled else {}
+        return web.json({"alive": not stalled, **reason, "waiting": _waiting(app)}, status=503 if stalled else 200)
 
     @app.page("/readyz", name="readyz")  # type: ignore[untyped-decorator]
     async def readyz(web: Any, _: Any) -> Any:
-        state = await dependencies(services, kafka)
-        return web.json(state, status=200 if all(state.values()) else 503)
+        standings = await readiness.look()
+        ready = all(standing.ready for standing in standings.values())
+        found = {
+            "ready": ready,
+            "dependencies": {part: standing.plain() for part, standing in standings.items()},
+            **_partitions(app),
+            **(await _dirty(backlog) if standings["redis"].ready else {}),
+        }
+        return web.json(found, status=200 if ready else 503)
 
     @app.page("/counters", name="counters")  # type: ignore[untyped-decorator]
-    async def counters(web: Any, _: Any) -> Any:
+    async def counts(web: Any, _: Any) -> Any:
         try:
-            counts = await services.counters.read()
+            found = await counters.read()
         except (Transient, Permanent) as error:
             return web.json({"error": str(error)}, status=503)
-        p50, p95, p99 = quantiles(counts)
-        plain = {name: n for name, n in sorted(counts.items()) if ":" not in name}
+        p50, p95, p99 = quantiles(found)
+        plain = {name: n for name, n in sorted(found.items()) if ":" not in name}
         return web.json({**plain, "freshness_ms": {"p50": p50, "p95": p95, "p99": p99}})
 
 
-async def dependencies(services: Services, kafka: Producer) -> dict[str, bool]:
-    """Which of the services that a worker needs can serve now."""
+def _waiting(app: BatchApp) -> dict[str, Any]:
+    """What the handler of each topic waits for, and for how long already."""
+    now = time.monotonic()
     return {
-        "kafka": await kafka.ready(),
-        "redis": await _redis(services),
-        "triton": await services.models.ready(),
-        "qdrant": await services.vectors.ready(),
+        topic: {"for": pulse.waiting, "seconds": round(now - pulse.since, 1)}
+        for topic, pulse in app.pulses.items()
+        if pulse.waiting
     }
 
 
-async def _redis(services: Services) -> bool:
+def _partitions(app: BatchApp) -> dict[str, Any]:
+    lag, numbers = app.lag(), defaultdict(list)
+    for tp in sorted(lag):
+        numbers[tp.topic].append(tp.partition)
+    return {"partitions": numbers, "lag": sum(lag.values())}
+
+
+async def _dirty(backlog: Callable[[], Awaitable[Backlog]]) -> dict[str, Any]:
+    """Of this worker's users; nothing when Redis has gone away since it was asked."""
     try:
-        return await services.registry.codebook() is not None
+        found = await backlog()
     except (Transient, Permanent):
-        return False
+        return {}
+    oldest_ms = None if found.since_ms is None else max(0, int(time.time() * 1000) - found.since_ms)
+    return {"dirty_users": found.users, "oldest_dirty_ms": oldest_ms}

@@ -10,12 +10,11 @@ from dataclasses import asdict
 from typing import Any, Self, TypeVar
 
 from aiokafka import AIOKafkaProducer, TopicPartition
-from aiokafka.errors import KafkaError
 
 from stream.adapters.kafka_admin import Lag, lag, missing_topics, provision_topics
 from stream.adapters.kafka_connection import connection, translated
 from stream.dead_topic import letter_message, settlement_message
-from stream.errors import Permanent
+from stream.errors import Permanent, Transient
 from stream.ports import DeadLetter, Settlement, Update
 from stream.settings import Settings
 from stream.topics import DEAD, EVENT_TOPICS, ITEMS, UPDATED
@@ -27,7 +26,6 @@ BATCH_BYTES = 256 << 10  # of one partition under way at once
 LINGER_MS = 5
 ROOM_BYTES = 2_500_000  # half of what the in-memory broker keeps of a partition, read or not
 ROOM_RECORDS = 50_000  # likewise
-READY_SECONDS = 2.0
 CLOSE_SECONDS = 10.0  # for a broker that is gone; `flush` has said before what arrived
 LOOK_BYTES = 500_000  # sent between two looks at the lag
 LOOK_SECONDS = 0.1  # between two looks while there is no room
@@ -107,13 +105,12 @@ class Producer:
         with translated(self._bootstrap):
             await asyncio.gather(*acknowledgements)
 
-    async def ready(self) -> bool:
-        """Whether a broker answers."""
-        try:
-            async with asyncio.timeout(READY_SECONDS):
-                return bool(await self._kafka.client.force_metadata_update())
-        except (TimeoutError, KafkaError):
-            return False
+    async def check_ready(self) -> None:
+        """Raise `Transient` when no broker answers."""
+        with translated(self._bootstrap):
+            answered = await self._kafka.client.force_metadata_update()
+        if not answered:
+            raise Transient(f"Kafka at {self._bootstrap} does not answer")
 
     async def flush(self) -> None:
         """Return when the broker has acknowledged everything sent; raise the first failure since the last flush."""

@@ -29,7 +29,7 @@ async def missing_topics(bootstrap: str, settings: Settings) -> list[str]:
 async def partitions(bootstrap: str, settings: Settings) -> dict[str, int]:
     """How many partitions each topic has."""
     with translated(bootstrap):
-        async with _admin(bootstrap, settings) as admin:
+        async with admin_client(bootstrap, settings) as admin:
             return await _partitions(admin)
 
 
@@ -40,13 +40,13 @@ async def provision_topics(bootstrap: str, settings: Settings) -> list[str]:
     """
     missing = await missing_topics(bootstrap, settings)
     with translated(bootstrap):
-        async with _admin(bootstrap, settings) as admin:
-            _check(dict.fromkeys(missing, settings.partitions) | await _partitions(admin))
+        async with admin_client(bootstrap, settings) as admin:
+            check_partitions(dict.fromkeys(missing, settings.partitions) | await _partitions(admin))
             await _create(admin, missing, settings)
             made = await _visible(admin)
     if other := [f"{topic} has {made[topic]}" for topic in missing if made[topic] != settings.partitions]:
         raise UserError(f"{variable('partitions')}={settings.partitions}, but {other[0]}: this broker chose the number")
-    _check(made)
+    check_partitions(made)
     return missing
 
 
@@ -59,7 +59,7 @@ class Lag:
     async def __aenter__(self) -> Self:
         with translated(self._bootstrap):
             async with AsyncExitStack() as stack:
-                self._admin = await stack.enter_async_context(_admin(self._bootstrap, self._settings))
+                self._admin = await stack.enter_async_context(admin_client(self._bootstrap, self._settings))
                 self._consumer = AIOKafkaConsumer(**connection(self._bootstrap, self._settings))
                 stack.push_async_callback(self._consumer.stop)
                 await self._consumer.start()
@@ -92,7 +92,8 @@ async def lag(bootstrap: str, settings: Settings) -> int:
 
 
 @asynccontextmanager
-async def _admin(bootstrap: str, settings: Settings) -> AsyncIterator[Any]:
+async def admin_client(bootstrap: str, settings: Settings) -> AsyncIterator[Any]:
+    """Connected; closed on leaving."""
     admin = AIOKafkaAdminClient(**connection(bootstrap, settings))
     try:
         await admin.start()
@@ -110,7 +111,7 @@ async def _partitions(admin: Any, topics: list[str] | None = None) -> dict[str, 
 async def _create(admin: Any, topics: list[str], settings: Settings) -> None:
     if not topics:
         return
-    if not await _controlled(admin):
+    if not await controlled(admin):
         await _partitions(admin, topics)
         return
     answer = await admin.create_topics([_new_topic(topic, settings) for topic in topics])
@@ -122,7 +123,7 @@ async def _create(admin: Any, topics: list[str], settings: Settings) -> None:
             raise error(f"{topic}: {message}")
 
 
-async def _controlled(admin: Any) -> bool:
+async def controlled(admin: Any) -> bool:
     """Whether a broker is the controller; the in-memory one is not, and makes topics when they are asked for."""
     cluster = await admin.describe_cluster()
     return cluster["controller_id"] in {broker["node_id"] for broker in cluster["brokers"]}
@@ -147,7 +148,8 @@ async def _visible(admin: Any) -> dict[str, int]:
     raise Transient(f"Kafka does not show all topics after {VISIBLE_LOOKS * LOOK_SECONDS:.0f} s")
 
 
-def _check(partitions: dict[str, int]) -> None:
+def check_partitions(partitions: dict[str, int]) -> None:
+    """`UserError` when the event topics have not equally many."""
     events = {topic: partitions[topic] for topic in EVENT_TOPICS.values()}
     if len(set(events.values())) > 1:
         found = ", ".join(f"{topic} {count}" for topic, count in events.items())

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from stream.errors import Permanent
 from stream.history import FORMAT, History, Record, decode, encode
 from stream.identity import item_index, shard
-from stream.stores import Append, Applied, Codebook, Dirty, Refreshed, StoredItem
+from stream.stores import Append, Applied, Backlog, Codebook, Dirty, Refreshed, StoredItem
 
 
 @dataclass
@@ -111,6 +111,10 @@ class MemoryHistories:
     async def scan(self) -> AsyncIterator[Sequence[tuple[str, bytes]]]:
         for page in list(self.packed.items()):
             yield [page]
+
+    async def backlog(self, shards: Sequence[int]) -> Backlog:
+        marks = await self.dirty(shards, len(self.marks))
+        return Backlog(len(marks), min((mark.since_ms for mark in marks), default=None))
 
 
 def known(record: Record) -> int:

@@ -43,15 +43,19 @@ class Stats:
 
 def connect(url: str, settings: Settings, users: str = USERS, items: str = ITEMS) -> "QdrantVectors":
     """Nothing is sent yet; the client connects with each request, so it survives restarts of Qdrant."""
+    return QdrantVectors(make_client(url, settings), users, items)
+
+
+def make_client(url: str, settings: Settings) -> AsyncQdrantClient:
+    """To be closed by the caller."""
     key = settings.qdrant_api_key
-    client = AsyncQdrantClient(
+    return AsyncQdrantClient(
         url=url,
         port=_default_port(url),
         api_key=key.get_secret_value() if key else None,
         timeout=math.ceil(settings.qdrant_timeout),
         check_compatibility=False,  # it would ask from a thread of its own; `provision` checks the version
     )
-    return QdrantVectors(client, users, items)
 
 
 class QdrantVectors:
@@ -62,33 +66,35 @@ class QdrantVectors:
         self.users = users
         self.items = items
 
-    async def ready(self) -> bool:
-        """Whether Qdrant answers and both collections are there."""
-        try:
-            with _translated():
-                names = {c.name for c in (await self._client.get_collections()).collections}
-        except (Transient, Permanent):
-            return False
-        return {self.users, self.items} <= names
+    async def missing(self) -> list[str]:
+        """The collections that `provision` would create."""
+        with translated():
+            present = {c.name for c in (await self._client.get_collections()).collections}
+        return [name for name in (self.users, self.items) if name not in present]
+
+    async def check_ready(self) -> None:
+        """Raise `Transient` when Qdrant does not answer or has not both collections."""
+        if missing := await self.missing():
+            raise Transient(f"Qdrant has no collection {' and '.join(missing)}: run facetstream provision")
 
     async def close(self) -> None:
         await self._client.close()
 
     async def provision(self, card: ModelCard) -> None:
-        with _translated():
-            await self._refuse_old_server()
+        with translated():
+            await refuse_old_server(self._client)
             wanted = self._wanted(card)
             # Users are looked up, never searched: m=0 builds no graph.
             await self._create(self.users, wanted[self.users], models.HnswConfigDiff(m=0))
             await self._create(self.items, wanted[self.items])
         await self.check(card)
-        with _translated():
+        with translated():
             await self._index(self.users, USER_INDEXES)
             await self._index(self.items, ITEM_INDEXES)
 
     async def check(self, card: ModelCard) -> None:
         for name, vectors in self._wanted(card).items():
-            with _translated():
+            with translated():
                 difference = _difference(found=await self._shape(name), wanted=_shape(vectors))
             if difference:
                 raise Permanent(
@@ -98,18 +104,18 @@ class QdrantVectors:
 
     async def put_items(self, entries: Sequence[CatalogueEntry]) -> None:
         for batch in _batches(entries, ITEMS_PER_REQUEST):
-            with _translated():
+            with translated():
                 await self._client.upsert(self.items, [_item(entry) for entry in batch], wait=True)
 
     async def put_profiles(self, profiles: Sequence[Profile]) -> None:
         """One operation per user, each with its own condition. An equal version is written again, since another model
         may have made it."""
         for batch in _batches(profiles, PROFILES_PER_REQUEST):
-            with _translated():
+            with translated():
                 await self._client.batch_update_points(self.users, [_fenced(p) for p in batch], wait=True)
 
     async def profile(self, user_id: str) -> Profile | None:
-        with _translated():
+        with translated():
             found = await self._client.retrieve(self.users, [user_point(user_id)], with_vectors=True)
         return _profile(found[0]) if found else None
 
@@ -117,7 +123,7 @@ class QdrantVectors:
         """The version of each profile that is there."""
         found: dict[str, int] = {}
         for batch in _batches(user_ids, POINTS_PER_PAGE):
-            with _translated():
+            with translated():
                 points = await self._client.retrieve(
                     self.users, [user_point(u) for u in batch], with_payload=["user_id", "version"]
                 )
@@ -126,19 +132,19 @@ class QdrantVectors:
 
     async def interests(self) -> int:
         """K, as `users` was provisioned."""
-        with _translated():
+        with translated():
             return len(await self._shape(self.users)) // len(SCENARIOS)
 
     async def search(self, bodies: Sequence[Mapping[str, Any]]) -> list[list[Hit]]:
         """One HTTP request that runs queries over `items`, each the body of `POST /collections/items/points/query`; the
         hits of each, best first."""
-        with _translated():
+        with translated():
             requests = [models.QueryRequest.model_validate(body) for body in bodies]
             answers = await self._client.query_batch_points(self.items, requests)
         return [[_hit(point) for point in answer.points] for answer in answers]
 
     async def stats(self) -> Stats:
-        with _translated():
+        with translated():
             users = (await self._client.count(self.users, exact=True)).count
             fidelity = [payload["fidelity"] async for payload in self._payloads(self.items, ["fidelity"])]
         return Stats(users, len(fidelity), float(np.mean(fidelity)) if fidelity else math.nan)
@@ -153,12 +159,6 @@ class QdrantVectors:
                 yield point.payload or {}
             if offset is None:
                 return
-
-    async def _refuse_old_server(self) -> None:
-        version = (await self._client.info()).version
-        if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_SERVER:
-            needed = ".".join(map(str, OLDEST_SERVER))
-            raise Permanent(f"Qdrant {version} knows no conditional upserts; {needed} or later is needed")
 
     def _wanted(self, card: ModelCard) -> dict[str, Any]:
         """The vectors of both collections."""
@@ -181,6 +181,15 @@ class QdrantVectors:
     async def _index(self, name: str, fields: Mapping[str, models.PayloadSchemaType]) -> None:
         for field, kind in fields.items():
             await self._client.create_payload_index(name, field, kind, wait=True)
+
+
+async def refuse_old_server(client: AsyncQdrantClient) -> str:
+    """The version, when it is new enough."""
+    version = (await client.info()).version
+    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_SERVER:
+        needed = ".".join(map(str, OLDEST_SERVER))
+        raise Permanent(f"Qdrant {version} knows no conditional upserts; {needed} or later is needed")
+    return version
 
 
 def _cosine(dim: int) -> models.VectorParams:
@@ -278,7 +287,7 @@ def _default_port(url: str) -> int | None:
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
+def translated() -> Iterator[None]:
     try:
         yield
     except UnexpectedResponse as error:

@@ -20,7 +20,7 @@ from stream.errors import Permanent, Transient, UserError
 from stream.history import pack_record
 from stream.identity import SHARDS, item_index, shard
 from stream.settings import Settings, masked
-from stream.stores import Append, Applied, Codebook, Dirty, Entry, Refreshed, StoredItem
+from stream.stores import Append, Applied, Backlog, Codebook, Dirty, Entry, Refreshed, StoredItem
 
 T = TypeVar("T")
 _WAITS = (
@@ -192,7 +192,12 @@ class RedisHistories:
 
     async def dirty_count(self) -> int:
         """How many users are dirty, over all shards."""
-        return sum(await _pipelined(self._redis, lambda p: [p.zcard(dirty_key(s)) for s in range(SHARDS)]))
+        return (await self.backlog(range(SHARDS))).users
+
+    async def backlog(self, shards: Sequence[int]) -> Backlog:
+        counts = await _pipelined(self._redis, lambda p: [p.zcard(dirty_key(s)) for s in shards])
+        oldest = await self.dirty([s for s, count in zip(shards, counts, strict=True) if count], 1)
+        return Backlog(sum(counts), min((mark.since_ms for mark in oldest), default=None))
 
     async def scan(self) -> AsyncIterator[Sequence[tuple[str, bytes]]]:
         async for keys in _scanned(self._redis, HISTORY_KEYS):

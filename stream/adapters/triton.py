@@ -47,12 +47,15 @@ class TritonModels:
         self._codebook: int | None = None  # the only one whose answers are taken
         self._vetted: set[tuple[str, str]] = set()  # models and versions that are of it
 
-    async def ready(self) -> bool:
-        """Whether Triton answers and both models are loaded."""
-        try:
-            return all([await self._call("is_model_ready", model) for model in INPUTS])
-        except (Transient, Permanent):
-            return False
+    async def check_ready(self) -> None:
+        """Raise `Transient` when Triton does not answer or a model is not loaded."""
+        if missing := [model for model in INPUTS if not await self._call("is_model_ready", model)]:
+            raise Transient(f"Triton has not loaded {' and '.join(missing)}")
+
+    async def server(self) -> str:
+        """Name and version of what answers."""
+        metadata = await self._call("get_server_metadata")
+        return f"{metadata.name} {metadata.version}"
 
     def keep_to(self, codebook_version: int) -> None:
         """From now on the answer of a model of another codebook, loaded meanwhile, is `Transient`: what it says must

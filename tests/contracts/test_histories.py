@@ -17,7 +17,7 @@ from stream.events import OLDEST_MS
 from stream.history import History, Record, Source, decode, pending_items
 from stream.identity import event_hash, shard
 from stream.settings import load
-from stream.stores import Append, Applied, Dirty, Entry, Histories, Refreshed
+from stream.stores import Append, Applied, Backlog, Dirty, Entry, Histories, Refreshed
 
 CODE_BYTES = 3
 CODEBOOK = 7
@@ -67,6 +67,14 @@ async def test_an_event_is_appended_counted_and_marked_dirty_at_once(make: Any) 
     assert history.records == (record(10),)
     assert history.marks == {Source(1, 0).key: (1, 5)}
     assert await store.dirty([shard("u")], 10) == [Dirty("u", 1_000)]
+
+
+@both
+async def test_the_backlog_of_some_shards_is_counted_and_dated(make: Any) -> None:
+    store = make()
+    assert await store.backlog([shard("u"), shard("v")]) == Backlog(0, None)
+    await store.mark([Dirty("u", 2_000), Dirty("v", 1_000), Dirty("w", 500)])
+    assert await store.backlog([shard("u"), shard("v")]) == Backlog(2, 1_000)
 
 
 @both
@@ -305,5 +313,18 @@ async def test_a_full_redis_is_transient_and_loses_nothing(redis_db: str) -> Non
     async with _Full(client):
         with pytest.raises(Transient, match="maxmemory"):
             await store.append([append(entry(1, record(1)))])
+    assert (await store.append([append(entry(1, record(1)))]))[0].events == 1
+    await client.aclose()
+
+
+async def test_a_replica_is_transient_until_it_is_promoted(redis_db: str) -> None:
+    client = redis_adapter.connect(redis_db, load())
+    store = RedisHistories(client, code_bytes=CODE_BYTES, codebook_version=CODEBOOK, length=LENGTH, window=WINDOW)
+    await client.replicaof("127.0.0.1", 1)
+    try:
+        with pytest.raises(Transient, match="READONLY"):
+            await store.append([append(entry(1, record(1)))])
+    finally:
+        await client.replicaof("NO", "ONE")
     assert (await store.append([append(entry(1, record(1)))]))[0].events == 1
     await client.aclose()

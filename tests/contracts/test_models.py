@@ -17,6 +17,7 @@ from models.contract import ACTIONS, DIM, ITEM_ENCODER, SCENARIOS, USER_INTEREST
 from stream.adapters.memory import MemoryModels
 from stream.adapters.triton import TritonModels
 from stream.errors import Permanent, Transient
+from stream.health import why_not
 from stream.ports import HistoryTensors, ModelCard, Models
 
 TIMEOUT = 30.0  # seconds; the machine may be busy
@@ -29,7 +30,7 @@ async def models(request: Any) -> AsyncIterator[Models]:
         yield MemoryModels()
         return
     served = TritonModels(request.getfixturevalue("triton_url"), TIMEOUT)
-    assert await served.ready()
+    await served.check_ready()
     yield served
     await served.close()
 
@@ -284,11 +285,12 @@ async def test_a_triton_that_restarts_is_found_again() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     models = TritonModels(f"127.0.0.1:{port}", TIMEOUT)
-    assert not await models.ready()
+    with pytest.raises(Transient):
+        await models.check_ready()
     for _ in range(2):
         async with listening(Impostor(), port):
             for _ in range(200):
-                if await models.ready():
+                if not await why_not(models.check_ready):
                     break
                 await asyncio.sleep(0.05)
             assert (await models.card()).codebook_version == 7

@@ -174,9 +174,10 @@ async def test_the_dimension_is_the_models(bare: QdrantVectors) -> None:
 
 
 async def test_ready_once_provisioned(bare: QdrantVectors) -> None:
-    assert not await bare.ready()
+    with pytest.raises(Transient, match=r"has no collection users-.* and items-.*: run facetstream provision"):
+        await bare.check_ready()
     await bare.provision(CARD)
-    assert await bare.ready()
+    await bare.check_ready()
 
 
 async def test_what_is_not_provisioned_is_waited_for(bare: QdrantVectors) -> None:
@@ -262,7 +263,8 @@ async def test_what_qdrant_says_decides_whether_asking_again_helps(
     async with answering(HTTPStatus(status), body, *headers) as vectors:
         with pytest.raises(kind, match=message):
             await vectors.provision(CARD)
-        assert not await vectors.ready()
+        with pytest.raises((Transient, Permanent)):
+            await vectors.check_ready()
 
 
 async def test_a_qdrant_that_is_away_is_transient() -> None:
@@ -271,5 +273,6 @@ async def test_a_qdrant_that_is_away_is_transient() -> None:
     vectors = qdrant.connect(url, load())
     with pytest.raises(Transient, match="cannot be reached"):
         await vectors.profile("ada")
-    assert not await vectors.ready()
+    with pytest.raises(Transient):
+        await vectors.check_ready()
     await vectors.close()

@@ -33,6 +33,7 @@ class System:
     settings: Settings
     addresses: Addresses
     worker: Server
+    servers: dict[str, Server]  # by part
 
     def ask(self, question: Callable[[Services, Stores], Awaitable[T]]) -> T:
         """The answer of a coroutine over the services, in an event loop of its own."""
@@ -70,10 +71,12 @@ class System:
             time.sleep(0.2)
 
 
-def start_worker(wanted: Settings, found: Addresses) -> Server:
-    urls = {variable(f"{part}_url"): url for part, url in asdict(found).items()}
+def start_worker(wanted: Settings, found: Addresses, **changed: object) -> Server:
+    """`changed`: settings that are the worker's own."""
+    env = {variable(f"{part}_url"): url for part, url in asdict(found).items()}
+    env |= {variable(name): str(value) for name, value in changed.items()}
     command = [sys.executable, "-W", "error", "-m", "stream.cli", "worker"]
-    return spawn("worker", "", folder_of(wanted, "worker"), command, env=urls)
+    return spawn("worker", "", folder_of(wanted, "worker"), command, env=env)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +92,7 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
             raise
         need("triton", str(error))
     asyncio.run(_provision(wanted, found))
-    running = System(wanted, found, start_worker(wanted, found))
+    running = System(wanted, found, start_worker(wanted, found), stack.servers)
     yield running
     running.worker.stop()
     stack.stop()

@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
+from stream.addresses import PARTS
 from stream.settings import variable
+from stream.topics import EVENT_TOPICS, ITEMS
 from tests.conftest import ROOT
 
 SMALL = ("--events", "2500", "--users", "50", "--rate", "0", "--json")
@@ -87,8 +89,11 @@ def test_the_verdict_holds_twice_on_one_folder_and_nothing_is_left_running(tmp_p
     first = demo(tmp_path, *SMALL, "--keep-running")
     check(perform(first))
     worker = json.loads((tmp_path / "running.json").read_text())["worker"]
-    assert ask(f"{worker}/livez") == {"alive": True}
-    assert ask(f"{worker}/readyz") == {"kafka": True, "redis": True, "triton": True, "qdrant": True}
+    assert ask(f"{worker}/livez") == {"alive": True, "waiting": {}}
+    ready = ask(f"{worker}/readyz")
+    assert {part: standing["ready"] for part, standing in ready["dependencies"].items()} == dict.fromkeys(PARTS, True)
+    assert (ready["ready"], ready["lag"], ready["dirty_users"], ready["oldest_dirty_ms"]) == (True, 0, 0, None)
+    assert ready["partitions"] == {topic: [0, 1, 2, 3] for topic in (*EVENT_TOPICS.values(), ITEMS)}
     assert ask(f"{worker}/counters")["events_applied"] == 2_512
     os.kill(first.pid, signal.SIGINT)
     _, err = first.communicate(timeout=60)

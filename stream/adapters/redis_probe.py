@@ -1,0 +1,127 @@
+"""What `facetstream doctor` asks a Redis."""
+
+import time
+import uuid
+from functools import partial
+from typing import Any
+
+from redis.asyncio import Redis
+
+from stream.adapters.redis import guarded, raised
+from stream.errors import Permanent
+from stream.events import AHEAD_MS
+from stream.findings import Check, Doubt
+from stream.settings import masked, variable
+
+OLDEST_SERVER = (6, 2)
+FULL = 0.8  # of maxmemory
+SKEW_SECONDS = 5.0
+# Writes under a name of our own, so that a key pattern that is forbidden shows, and leaves nothing.
+WRITE = "redis.call('SET', KEYS[1], 1, 'PX', 10000) return redis.call('DEL', KEYS[1])"
+
+
+def checks(redis: Redis, url: str) -> list[Check]:
+    cli = f"redis-cli -u {masked(url)}"
+    return [
+        Check(
+            "server",
+            partial(_server, redis, masked(url)),
+            f"start it, or set {variable('redis_url')} and {variable('redis_password')}",
+        ),
+        Check("role", partial(_role, redis), f"set {variable('redis_url')} to the primary"),
+        Check(
+            "eviction",
+            partial(_eviction, redis),
+            f"{cli} CONFIG SET maxmemory-policy noeviction, and the same in redis.conf",
+        ),
+        Check(
+            "memory",
+            partial(_memory, redis),
+            f"{cli} CONFIG SET maxmemory BYTES, or a smaller {variable('history_length')}",
+        ),
+        Check(
+            "persistence",
+            partial(_persistence, redis),
+            f"{cli} CONFIG SET appendonly yes, and the same in redis.conf",
+        ),
+        Check(
+            "scripts",
+            partial(_scripts, redis),
+            "let this user run EVALSHA and SCRIPT LOAD, and all commands on the keys fs:*: ACL SETUSER",
+        ),
+        Check("clock", partial(_clock, redis), "keep the clocks of both machines with NTP"),
+    ]
+
+
+async def _info(redis: Redis) -> dict[str, Any]:
+    found: dict[str, Any] = await guarded(redis.info())
+    return found
+
+
+async def _server(redis: Redis, url: str) -> str:
+    version = str((await _info(redis))["redis_version"])
+    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_SERVER:
+        raise Permanent(f"Redis {version} is older than {'.'.join(map(str, OLDEST_SERVER))}")
+    return f"Redis {version} at {url}"
+
+
+async def _role(redis: Redis) -> str:
+    info = await _info(redis)
+    if info["role"] != "master":
+        raise Permanent(f"is a replica of {info.get('master_host')}:{info.get('master_port')}, which takes no writes")
+    return f"primary with {info.get('connected_slaves', 0)} replicas"
+
+
+async def _eviction(redis: Redis) -> str:
+    policy = str((await _info(redis))["maxmemory_policy"])
+    if policy.startswith("allkeys"):
+        raise Permanent(f"maxmemory-policy is {policy}: Redis deletes histories when its memory is full")
+    if policy != "noeviction":
+        raise Doubt(f"maxmemory-policy is {policy}: it spares what never expires, as all of ours, but says otherwise")
+    return f"maxmemory-policy is {policy}"
+
+
+async def _memory(redis: Redis) -> str:
+    info = await _info(redis)
+    used, limit = int(info["used_memory"]), int(info["maxmemory"])
+    if not limit:
+        return f"{used / 2**20:,.0f} MiB used, no limit set"
+    text = f"{used / 2**20:,.0f} of {limit / 2**20:,.0f} MiB used"
+    if used >= limit:
+        raise Permanent(f"{text}: nothing more can be written")
+    if used > FULL * limit:
+        raise Doubt(f"{text}: it fills up, and then nothing more can be written")
+    return text
+
+
+async def _persistence(redis: Redis) -> str:
+    info = await _info(redis)
+    if info["aof_enabled"] and info["aof_last_write_status"] != "ok":
+        raise Permanent("the append-only file cannot be written: see the log of Redis and its disk")
+    if info["aof_enabled"]:
+        return "append-only file"
+    if (await guarded(redis.config_get("save")))["save"]:
+        raise Doubt("snapshots only: a crash takes what came since the last one, and Kafka does not send it again")
+    raise Doubt("neither append-only file nor snapshots: a restart takes every history")
+
+
+async def _scripts(redis: Redis) -> str:
+    pipeline = redis.pipeline(transaction=False)
+    pipeline.script_load(WRITE)
+    (digest,) = raised(await guarded(pipeline.execute(raise_on_error=False)))
+    key = f"fs:doctor:{uuid.uuid4().hex}"
+    await guarded(redis.evalsha(digest, 1, key))
+    return "may be loaded and run, and may write"
+
+
+async def _clock(redis: Redis) -> str:
+    """Against the middle of the round trip."""
+    before = time.time()
+    seconds, micros = await guarded(redis.time())
+    ahead = (before + time.time()) / 2 - (seconds + micros / 1e6)
+    text = f"this machine is {abs(ahead):.1f} s {'ahead of' if ahead >= 0 else 'behind'} Redis's"
+    if abs(ahead) * 1000 >= AHEAD_MS:
+        raise Permanent(f"{text}: events more than {AHEAD_MS // 60_000} minutes ahead of a worker are refused")
+    if abs(ahead) > SKEW_SECONDS:
+        raise Doubt(text)
+    return f"within {SKEW_SECONDS:g} s of Redis's"
