@@ -1,8 +1,12 @@
-"""`python -m tests.faults [WORD ...] [--write]`: the cells that have all these words in their names, or all cells."""
+"""`python -m tests.faults ['WORDS' ...] [--write]`: all cells, or those with all words of an argument in their names.
+
+`python -m tests.faults 'worker kill' append` are a worker's deaths, and whatever happens before and after appending.
+"""
 
 import argparse
 import asyncio
 import os
+import shlex
 import sys
 import tempfile
 from pathlib import Path
@@ -27,12 +31,13 @@ included, until everything is acknowledged and every profile fresh.
 
 def main() -> None:
     chosen = _arguments()
-    cells = [cell for cell in MATRIX if set(chosen.words) <= set(str(cell).split())]
+    wanted = [set(words.split()) for words in chosen.words or [""]]
+    cells = [cell for cell in MATRIX if any(words <= set(str(cell).split()) for words in wanted)]
     where = machine("Apache Kafka")
     rows = asyncio.run(_all(cells, Path(os.environ["KAFKA_HOME"])))
     text = "\n".join([*(f"- {name}: {value}" for name, value in where.items()), "", ABOUT, *table(rows)]) + "\n"
     if chosen.write:
-        command = " ".join(["python -m tests.faults", *chosen.words, "--write"])
+        command = shlex.join(["python", "-m", "tests.faults", *chosen.words, "--write"])
         RESULTS.write_text(f"# Crash matrix\n\nWritten by `{command}`.\n\n{text}")
     print(text)
     sys.exit(any(verdict.broken for _, verdict in rows))
@@ -65,7 +70,7 @@ def row(cell: Cell, verdict: Verdict) -> str:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.faults")
-    parser.add_argument("words", nargs="*", metavar="WORD", help="worker, kafka, …, kill, freeze, before, append, …")
+    parser.add_argument("words", nargs="*", metavar="WORDS", help="'worker kill', 'kafka before append', random, …")
     parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name} in this package")
     return parser.parse_args()
 

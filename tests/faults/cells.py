@@ -1,4 +1,4 @@
-"""The cells of the matrix: which process is killed or frozen, and at which point of the worker; and the story of one."""
+"""The cells of the matrix: which process is killed or frozen, at which point of the worker; and the story of one."""
 
 import asyncio
 import random

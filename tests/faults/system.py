@@ -5,7 +5,6 @@ import os
 import random
 import signal
 import socket
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -18,7 +17,7 @@ from stream import history
 from stream.adapters.kafka import lag
 from stream.addresses import Addresses
 from stream.embedded import kafka
-from stream.embedded.process import Server, folder_of, spawn
+from stream.embedded.process import Server
 from stream.embedded.stack import STARTERS, Stack
 from stream.errors import Transient
 from stream.provision import provision
@@ -27,10 +26,10 @@ from stream.settings import Settings, load, variable
 from tests.conftest import ROOT, START_TIMEOUT
 from tests.faults.gate import Gate
 from tests.faults.truth import Message
-from tests.faults.worker import SESSION_SECONDS
+from tests.faults.worker import SESSION_SECONDS, Worker
 
 PATIENCE = 60.0  # seconds without progress
-LOOK_SECONDS = 0.1
+LOOK_SECONDS = 0.2
 PORTS = range(20_000, 32_000)  # below those that the kernel gives to clients: a server that is away finds its own free
 KNOBS: dict[str, Any] = {  # a worker shall meet time-outs, and several batches a burst
     "redis_timeout": 1.0,
@@ -55,14 +54,16 @@ class System:
     services: Services
     opened: Stores
     servers: dict[str, Server]
-    workers: list[Server] = field(default_factory=list)
+    workers: list[Worker] = field(default_factory=list)
     _started: int = 0
 
     async def kill(self, name: str) -> None:
         """SIGKILL, at once; `start` brings it back."""
-        server = self.workers.pop(0) if name == "worker" else self.servers[name]
-        _signal(server, signal.SIGKILL)
-        await asyncio.to_thread(server.stop)
+        if name == "worker":
+            self.workers.pop(0).kill()
+        else:
+            _signal(self.servers[name], signal.SIGKILL)
+            await asyncio.to_thread(self.servers[name].stop)
 
     async def start(self, name: str) -> None:
         """Start a server on its old port and folder, or another worker."""
@@ -73,15 +74,17 @@ class System:
 
     def freeze(self, name: str) -> None:
         """SIGSTOP."""
-        _signal(self._process(name), signal.SIGSTOP)
+        self._signal(name, signal.SIGSTOP)
 
     def thaw(self, name: str) -> None:
-        _signal(self._process(name), signal.SIGCONT)
+        """SIGCONT."""
+        self._signal(name, signal.SIGCONT)
 
     async def retire(self) -> None:
         """SIGTERM the youngest worker; it must leave in order."""
         worker = self.workers.pop()
-        await asyncio.to_thread(worker.stop)
+        if code := await asyncio.to_thread(worker.stop):
+            raise Stuck(f"a worker that was told to end returned {code}: {worker.last_words()}")
 
     async def renew(self) -> None:
         """One worker, a new one, whatever became of the others."""
@@ -107,16 +110,15 @@ class System:
 
     async def settled(self) -> None:
         """Return when everything is acknowledged and then nobody is dirty. Raises `Stuck`."""
-
-        async def backlog() -> tuple[int, int]:
-            return await self.unacknowledged(), await self.opened.histories.dirty_count()
-
-        await self.until(backlog, (0, 0))
+        await self.until(self.unacknowledged, 0)
+        await self.until(self.opened.histories.dirty_count, 0)
 
     async def until(self, look: Callable[[], Awaitable[Any]], goal: Any) -> None:
         """Return when `look` answers `goal`. Raises `Stuck`."""
         last, moved = None, time.monotonic()
         while (now := await _tried(look)) != goal:
+            if dead := self.dead():
+                raise Stuck(f"a worker has ended by itself: {dead[0]}")
             if now != last:
                 last, moved = now, time.monotonic()
             if time.monotonic() - moved > PATIENCE:
@@ -127,17 +129,19 @@ class System:
         """The last words of workers that ended by themselves."""
         return [worker.last_words() for worker in self.workers if not worker.alive]
 
-    def _process(self, name: str) -> Server:
-        return self.workers[0] if name == "worker" else self.servers[name]
+    def _signal(self, name: str, number: signal.Signals) -> None:
+        if name == "worker":
+            self.workers[0].signal(number)
+        else:
+            _signal(self.servers[name], number)
 
     def _start_worker(self) -> None:
         urls = {f"{part}_url": address for part, address in vars(self.addresses).items()}
         wanted = KNOBS | urls | {"data_folder": self.settings.data_folder}
         env = {variable(name): str(value) for name, value in wanted.items()}
-        folder = folder_of(self.settings, f"worker-{self._started}")
+        log = self.settings.data_folder / f"worker-{self._started}.log"
+        self.workers.append(Worker(self.gate.path, log, env))
         self._started += 1
-        command = [sys.executable, "-W", "error", "-m", "tests.faults.worker", str(self.gate.path)]
-        self.workers.append(spawn("worker", "", folder, command, env))
 
 
 @asynccontextmanager
@@ -152,10 +156,14 @@ async def running(folder: Path, kafka_home: Path) -> AsyncIterator[System]:
                 await provision(settings, addresses, services)
                 opened = await stores(services, settings)
                 system = System(settings, addresses, gate, services, opened, stack.servers)
-                system._start_worker()
-                yield system
-                while system.workers:
-                    await system.retire()
+                await system.start("worker")
+                try:
+                    yield system
+                    while system.workers:
+                        await system.retire()
+                finally:
+                    while system.workers:
+                        await system.kill("worker")
     finally:
         await asyncio.to_thread(stack.stop)
 
@@ -186,9 +194,14 @@ def _free(port: int) -> bool:
 
 
 def _impatient(properties: Callable[..., str]) -> Callable[..., str]:
-    """Kafka's settings, with members allowed that are taken for dead sooner than in six seconds."""
-    least = int(SESSION_SECONDS * 1000)
-    return lambda *args: properties(*args) + f"group.min.session.timeout.ms={least}\n"
+    """Kafka's settings; but members, and a broker that comes back, are taken for dead sooner."""
+    session = int(SESSION_SECONDS * 1000)
+    more = {
+        "group.min.session.timeout.ms": session,
+        "broker.session.timeout.ms": session,
+        "broker.heartbeat.interval.ms": session // 4,
+    }
+    return lambda *args: properties(*args) + "".join(f"{name}={value}\n" for name, value in more.items())
 
 
 def _signal(server: Server, number: signal.Signals) -> None:
