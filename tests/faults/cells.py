@@ -52,9 +52,9 @@ async def run(system: System, cell: Cell) -> Verdict:
     async with watching(system, truth.users) as watch:
         try:
             await system.send(truth.burst())
-            await system.settled()
+            await system.settled(truth.users)
             begin = await (_at_point(system, cell, truth) if cell.point else _at_random(system, cell, truth))
-            await system.settled()
+            await system.settled(truth.users)
             seconds = time.monotonic() - begin
             if cell.zombie:
                 await _revived(system, truth)
@@ -119,7 +119,7 @@ async def _endured(system: System, cell: Cell, truth: Truth) -> None:
         await system.send(burst)
     if cell.zombie:
         await system.start("worker")
-        await system.settled()
+        await system.settled(truth.users)
     elif cell.process in ("triton", "qdrant"):
         await system.until(lambda: system.applied(truth.users), truth.events)
     if cell.process != "worker":
@@ -133,4 +133,4 @@ async def _revived(system: System, truth: Truth) -> None:
     """The worker that was taken for dead works on, alone again."""
     await system.retire()
     await system.send(truth.burst())
-    await system.settled()
+    await system.settled(truth.users)

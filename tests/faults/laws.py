@@ -19,7 +19,7 @@ from tests.faults.system import System
 from tests.faults.truth import Line, Truth
 from tests.path.rig import Rig
 
-WATCH_SECONDS = 0.3
+WATCH_SECONDS = 0.5
 SCENARIO_OF = {topic: Scenario[name] for name, topic in EVENT_TOPICS.items()}
 
 

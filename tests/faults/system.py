@@ -20,6 +20,7 @@ from stream.embedded import kafka
 from stream.embedded.process import Server
 from stream.embedded.stack import STARTERS, Stack
 from stream.errors import Transient
+from stream.identity import shard
 from stream.provision import provision
 from stream.services import Services, Stores, connect, producer, stores
 from stream.settings import Settings, load, variable
@@ -35,7 +36,7 @@ KNOBS: dict[str, Any] = {  # a worker shall meet time-outs, and several batches 
     "redis_timeout": 1.0,
     "triton_timeout": 2.0,
     "qdrant_timeout": 2.0,
-    "sweep_interval": 0.5,
+    "sweep_interval": 1.0,
     "refresh_batch": 16,
 }
 
@@ -108,10 +109,11 @@ class System:
         packed = await self.opened.histories.read(users)
         return sum(history.decode(data).events_applied for data in packed if data is not None)
 
-    async def settled(self) -> None:
-        """Return when everything is acknowledged and then nobody is dirty. Raises `Stuck`."""
+    async def settled(self, users: Sequence[str]) -> None:
+        """Return when everything is acknowledged and then none of these users is dirty. Raises `Stuck`."""
+        shards = sorted({shard(user) for user in users})
         await self.until(self.unacknowledged, 0)
-        await self.until(self.opened.histories.dirty_count, 0)
+        await self.until(lambda: self.opened.histories.dirty(shards, len(users)), [])
 
     async def until(self, look: Callable[[], Awaitable[Any]], goal: Any) -> None:
         """Return when `look` answers `goal`. Raises `Stuck`."""
@@ -122,7 +124,7 @@ class System:
             if now != last:
                 last, moved = now, time.monotonic()
             if time.monotonic() - moved > PATIENCE:
-                raise Stuck(f"stuck at {now}, not {goal}")
+                raise Stuck(f"stuck at {now}, not {goal}, for {PATIENCE:g} s")
             await asyncio.sleep(LOOK_SECONDS)
 
     def dead(self) -> list[str]:

@@ -46,7 +46,7 @@ async def test_what_is_lost_or_doubled_or_falls_would_be_seen(system: System) ->
     one, other = truth.users[:2]
     async with watching(system, truth.users) as watch:
         await system.send(truth.burst())
-        await system.settled()
+        await system.settled(truth.users)
     truth.histories[other].append(truth.histories[one].pop())
     truth.letters = {b"never sent"}
     watch.see("Qdrant", {one: 0})
