@@ -5,6 +5,7 @@
 
 import argparse
 import asyncio
+import logging
 import os
 import shlex
 import sys
@@ -30,11 +31,12 @@ included, until everything is acknowledged and every profile fresh.
 
 
 def main() -> None:
+    logging.basicConfig(level=logging.ERROR)  # a replay warns of each dead letter again
     chosen = _arguments()
     wanted = [set(words.split()) for words in chosen.words or [""]]
     cells = [cell for cell in MATRIX if any(words <= set(str(cell).split()) for words in wanted)]
     where = machine("Apache Kafka")
-    rows = asyncio.run(_all(cells, Path(os.environ["KAFKA_HOME"])))
+    rows = asyncio.run(_all(cells, chosen.kafka_home))
     text = "\n".join([*(f"- {name}: {value}" for name, value in where.items()), "", ABOUT, *table(rows)]) + "\n"
     if chosen.write:
         command = shlex.join(["python", "-m", "tests.faults", *chosen.words, "--write"])
@@ -72,7 +74,11 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.faults")
     parser.add_argument("words", nargs="*", metavar="WORDS", help="'worker kill', 'kafka before append', random, …")
     parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name} in this package")
-    return parser.parse_args()
+    chosen = parser.parse_args()
+    if not os.environ.get("KAFKA_HOME"):
+        parser.error("the in-memory broker does not survive: set KAFKA_HOME to an unpacked Apache Kafka")
+    chosen.kafka_home = Path(os.environ["KAFKA_HOME"])
+    return chosen
 
 
 if __name__ == "__main__":

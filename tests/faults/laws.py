@@ -1,9 +1,19 @@
-"""What must be true of a cell in the end, whatever was killed: the laws of the design, against the source of truth."""
+"""What must be true of a cell in the end, whatever was killed: the laws of the design, against the source of truth.
+
+1, 2  every history is exactly what was sent, in order, each event once
+3     no version was seen to fall, in Redis or Qdrant; none was announced after a newer one
+4     every profile is of its history's version, and was announced
+5     the log replayed onto empty stores gives the same bytes
+6     each user's marks are of the user's own partition
+7     every history decodes: else reading it raises
+8     see `cells`: what must go on during a fault, and what must not
+9     the dead letters are what was no event, byte for byte, and nothing else
+"""
 
 import asyncio
 import json
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
@@ -20,6 +30,7 @@ from tests.faults.truth import Line, Truth
 from tests.path.rig import Rig
 
 WATCH_SECONDS = 0.5
+PARTITION_BITS = (1 << 14) - 1  # of a mark's key
 SCENARIO_OF = {topic: Scenario[name] for name, topic in EVENT_TOPICS.items()}
 
 
@@ -72,35 +83,63 @@ async def watching(system: System, users: Sequence[str]) -> AsyncIterator[Watch]
         await task
 
 
+@dataclass(frozen=True)
+class Found:
+    """What there is of a cell in the end."""
+
+    packed: dict[str, bytes | None]  # by user
+    profiles: dict[str, int]  # versions in Qdrant, by user
+    log: dict[str, list[Batch]]  # by topic
+
+    @property
+    def histories(self) -> dict[str, list[Line]]:
+        return {user: _lines(data) for user, data in self.packed.items()}
+
+    @property
+    def versions(self) -> dict[str, int]:
+        """Of the histories."""
+        return {user: history.version_of(data) if data else 0 for user, data in self.packed.items()}
+
+    @property
+    def stale(self) -> list[str]:
+        return [user for user, version in self.versions.items() if self.profiles.get(user) != version]
+
+    @property
+    def letters(self) -> set[bytes]:
+        return {record.value or b"" for batch in self.log[DEAD] for record in batch.records}
+
+
 async def judge(system: System, truth: Truth, watch: Watch, since_ms: int, ordered: bool) -> Verdict:
     """Read all stores and the log from `since_ms`. `ordered`: no two workers were at it at once."""
-    packed = dict(zip(truth.users, await system.opened.histories.read(truth.users), strict=True))
-    profiles = await system.services.vectors.versions(truth.users)
-    log = await _log(system, since_ms)
-    actual = {user: _lines(data) for user, data in packed.items()}
-    expected = {user: sorted(truth.histories[user]) for user in truth.users}
-    versions = {user: history.version_of(data) if data else 0 for user, data in packed.items()}
-    letters = [record.value or b"" for batch in log[DEAD] for record in batch.records]
-    stale = [user for user in truth.users if profiles.get(user) != versions[user]]
-    broken = [
-        *(f"law 1 or 2: {u} is not what was sent" for u in truth.users if actual[u] != expected[u]),
-        *(f"law 3: {fall}" for fall in watch.fallen),
-        *(f"law 3 or 4: {u} has profile {profiles.get(u)} of history {versions[u]}" for u in stale),
-        *_announced(log[UPDATED], versions, ordered),
-        *(f"law 5: {u} replayed is not the same" for u in await _replayed_otherwise(system, log, packed)),
-        *(f"law 6: {u} has other partitions than its own" for u, d in packed.items() if _astray(system, u, d)),
-        *(f"law 9: {value!r} was refused" for value in set(letters) - truth.letters),
-        *(f"law 9: no dead letter for {value!r}" for value in truth.letters - set(letters)),
-    ]
+    found = Found(
+        packed=dict(zip(truth.users, await system.opened.histories.read(truth.users), strict=True)),
+        profiles=await system.services.vectors.versions(truth.users),
+        log=await _log(system, since_ms),
+    )
+    histories, replayed = found.histories, await _replayed(system, found.log)
+    actual, expected = _counted(histories), _counted(truth.histories)
     return Verdict(
         events=truth.events,
-        applied=sum(history.decode(data).events_applied for data in packed.values() if data),
-        duplicated=sum((_counted(actual) - _counted(expected)).values()),
-        lost=sum((_counted(expected) - _counted(actual)).values()),
-        stale=len(stale),
+        applied=sum(history.decode(data).events_applied for data in found.packed.values() if data),
+        duplicated=(actual - expected).total(),
+        lost=(expected - actual).total(),
+        stale=len(found.stale),
         letters=len(truth.letters),
-        found=len(set(letters)),
-        broken=tuple(broken),
+        found=len(found.letters),
+        broken=(
+            *(f"law 1 or 2: {u} is not what was sent" for u in truth.users if histories[u] != truth.sorted(u)),
+            *(f"law 3: {fall}" for fall in watch.fallen),
+            *(f"law 3 or 4: {user} has an old profile" for user in found.stale),
+            *_announced(found, ordered),
+            *(
+                f"law 5: {user} replayed is another"
+                for user, data in found.packed.items()
+                if data != replayed.get(user)
+            ),
+            *(f"law 6: {user} is in other partitions, too" for user in _astray(system, found)),
+            *(f"law 9: {value!r} was refused" for value in found.letters - truth.letters),
+            *(f"law 9: no dead letter for {value!r}" for value in truth.letters - found.letters),
+        ),
     )
 
 
@@ -114,7 +153,7 @@ def _lines(data: bytes | None) -> list[Line]:
     return [(r.ts, r.scenario, r.action, r.item) for r in history.decode(data).records] if data else []
 
 
-def _counted(histories: dict[str, list[Line]]) -> Counter[tuple[str, Line]]:
+def _counted(histories: Mapping[str, list[Line]]) -> Counter[tuple[str, Line]]:
     return Counter((user, line) for user, lines in histories.items() for line in lines)
 
 
@@ -127,21 +166,17 @@ async def _log(system: System, since_ms: int) -> dict[str, list[Batch]]:
     return found
 
 
-def _announced(batches: Sequence[Batch], versions: dict[str, int], ordered: bool) -> list[str]:
+def _announced(found: Found, ordered: bool) -> list[str]:
     """A profile that is searchable has been announced, none that never was; not an older one after a newer, unless by
     a worker that was taken for dead: readers keep the highest."""
     broken: list[str] = []
     highest: Counter[str] = Counter()
-    for record in (record for batch in batches for record in batch.records):
-        user, version = _update(record)
+    for user, version in (_update(record) for batch in found.log[UPDATED] for record in batch.records):
         if ordered and version < highest[user]:
             broken.append(f"law 3: {user} was announced at {version} after {highest[user]}")
         highest[user] = max(highest[user], version)
-    return broken + [
-        f"law 4: {user} was announced at {highest[user]} and is at {version}"
-        for user, version in versions.items()
-        if version != highest[user]
-    ]
+    wrong = [user for user, version in found.versions.items() if version != highest[user]]
+    return broken + [f"law 4: {user} was announced at {highest[user]}, which is not the latest" for user in wrong]
 
 
 def _update(record: Record) -> tuple[str, int]:
@@ -149,14 +184,10 @@ def _update(record: Record) -> tuple[str, int]:
     return update["user_id"], update["version"]
 
 
-async def _replayed_otherwise(
-    system: System, log: dict[str, list[Batch]], packed: dict[str, bytes | None]
-) -> list[str]:
-    """The users whose bytes are others when the log is replayed onto empty stores, with the models that are served."""
-    book = system.opened.codebook
-    fresh = MemoryHistories(
-        book.code_bytes, book.version, system.settings.history_length, system.settings.event_id_window
-    )
+async def _replayed(system: System, log: dict[str, list[Batch]]) -> dict[str, bytes]:
+    """The histories when the log is replayed onto empty stores, with the models that are served."""
+    book, settings = system.opened.codebook, system.settings
+    fresh = MemoryHistories(book.code_bytes, book.version, settings.history_length, settings.event_id_window)
     rig = await Rig(histories=fresh, models=system.services.models).provision()
     for topic, scenario in SCENARIO_OF.items():
         for batch in log[topic]:
@@ -166,9 +197,11 @@ async def _replayed_otherwise(
     while await rig.refresh():
         pass
     await rig.vectors.close()
-    return [user for user, data in packed.items() if data != fresh.packed.get(user)]
+    return fresh.packed
 
 
-def _astray(system: System, user: str, data: bytes | None) -> bool:
-    partitions = {key & 0x3FFF for key in history.decode(data).marks} if data else set()
-    return not partitions <= {shard(user) % system.settings.partitions}
+def _astray(system: System, found: Found) -> list[str]:
+    """Users whose events came by another partition than their own."""
+    decoded = {user: history.decode(data) for user, data in found.packed.items() if data}
+    own = {user: shard(user) % system.settings.partitions for user in decoded}
+    return [user for user, h in decoded.items() if {key & PARTITION_BITS for key in h.marks} != {own[user]}]

@@ -61,7 +61,7 @@ CATALOG = (
     Step("catalog 2 encode", TritonModels, "encode", concerns=_items),
     Step("catalog 3 upsert", QdrantVectors, "put_items"),
     Step("catalog 4 store codes", RedisItems, "put_codes"),
-    Step("catalog 4 fill", RedisItems, "waiting"),
+    Step("catalog 4 fill", RedisItems, "waiting"),  # begins with who is to be filled
     Step("catalog 4 mark", RedisHistories, "mark"),
 )
 STEPS = {step.name: step for step in (*INGEST, *REFRESH, *CATALOG)}

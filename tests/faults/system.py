@@ -42,7 +42,7 @@ KNOBS: dict[str, Any] = {  # a worker shall meet time-outs, and several batches 
 
 
 class Stuck(Exception):
-    """Nothing has moved for `PATIENCE` seconds."""
+    """The system does not do what it should, nor anything that leads there."""
 
 
 @dataclass
@@ -116,20 +116,19 @@ class System:
         await self.until(lambda: self.opened.histories.dirty(shards, len(users)), [])
 
     async def until(self, look: Callable[[], Awaitable[Any]], goal: Any) -> None:
-        """Return when `look` answers `goal`. Raises `Stuck`."""
+        """Return when `look` answers `goal`. Raises `Stuck`, also when a worker has ended by itself."""
         last, moved = None, time.monotonic()
-        while (now := await _tried(look)) != goal:
-            if dead := self.dead():
-                raise Stuck(f"a worker has ended by itself: {dead[0]}")
+        while True:
+            for worker in self.workers:
+                if not worker.alive:
+                    raise Stuck(f"a worker has ended by itself: {worker.last_words()}")
+            if (now := await _tried(look)) == goal:
+                return
             if now != last:
                 last, moved = now, time.monotonic()
             if time.monotonic() - moved > PATIENCE:
                 raise Stuck(f"stuck at {now}, not {goal}, for {PATIENCE:g} s")
             await asyncio.sleep(LOOK_SECONDS)
-
-    def dead(self) -> list[str]:
-        """The last words of workers that ended by themselves."""
-        return [worker.last_words() for worker in self.workers if not worker.alive]
 
     def _signal(self, name: str, number: signal.Signals) -> None:
         if name == "worker":

@@ -46,6 +46,10 @@ class Truth:
         """Distinct good events so far."""
         return len(self._sent)
 
+    def sorted(self, user: str) -> list[Line]:
+        """A history as it must be."""
+        return sorted(self.histories[user])
+
     def burst(self) -> list[Message]:
         """An event in each scenario for every user; some of them, and of those before, twice; items, some of which
         events have been about before, and the next ones' will only be known later; and what is no event."""
