@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench test-compose clean
+.PHONY: demo test lint bench faults test-compose clean
 
 demo: $(VENV)/.demo
 	$(BIN)/facetstream demo $(ARGS)
@@ -19,6 +19,9 @@ lint: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m tests.bench $(ARGS)
+
+faults: $(VENV)/.dev
+	$(BIN)/python -m tests.faults $(ARGS)
 
 test-compose: $(VENV)/.dev
 	PYTHON=$(abspath $(BIN)/python) tests/compose/run

