@@ -22,7 +22,7 @@ from stream.topics import EVENT_TOPICS, ITEMS
 from tests.integration.conftest import PATIENCE, System, start_worker
 
 STALL_SECONDS = 11.0  # above the timeouts of a model call and of a Qdrant request
-NOW_MS = 1_750_000_000_000
+NOW_MS = int(time.time() * 1000) - 60_000  # a minute ago
 
 Page = Callable[[str], tuple[int, Any]]
 
