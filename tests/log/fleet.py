@@ -27,11 +27,15 @@ class Fleet:
         self.running.append(process)
 
     def terminate(self) -> None:
-        """End the oldest in order: it must end well, and without a stack trace."""
+        """End the oldest in order."""
+        self.end(signal.SIGTERM)
+
+    def end(self, number: signal.Signals) -> None:
+        """By a signal, on which the oldest must end well and without a stack trace."""
         worker = self.running.pop(0)
         while not catches(worker.pid, signal.SIGTERM):  # it has not begun: it would just die
             time.sleep(0.1)
-        worker.send_signal(signal.SIGTERM)
+        worker.send_signal(number)
         _, said = worker.communicate(timeout=PATIENCE)
         assert worker.returncode == 0, f"{worker.returncode}: {said}"
         assert "Traceback" not in said, said
