@@ -46,7 +46,7 @@ async def working(
         return await MemoryHistories(4, 1).backlog([])
 
     async with Producer(address, config) as producer, httpx.AsyncClient(timeout=PATIENCE) as http:
-        add_pages(app, {"kafka": producer.check_ready}, MemoryCounters(), backlog, STALL_SECONDS)
+        add_pages(app, {"kafka": producer.check_ready}, MemoryCounters(), backlog, STALL_SECONDS, {})
 
         @app.task
         async def tick() -> None:
