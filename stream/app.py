@@ -6,13 +6,15 @@ What it commits, and when, is decided by `stream.batches`; what it does, by `ing
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from stream.addresses import Addresses
+from stream.addresses import PARTS, Addresses
 from stream.batches import BatchApp, application, consume, run, terminated
+from stream.breaker import Breaker, guarded
 from stream.dirty_queue import DirtyQueue
 from stream.errors import Permanent, Transient, UserError
 from stream.events import Scenario
@@ -62,16 +64,17 @@ def _wire(
 ) -> None:
     owned = _ownership(app)
     queue = DirtyQueue(settings.refresh_min_interval, mine=lambda user_id: shard(user_id) in owned())
-    pipeline = Pipeline(settings, services, opened, log(kafka), queue, stats)
+    breakers = {part: Breaker() for part in PARTS}
+    pipeline = _pipeline(settings, services, opened, kafka, queue, stats, breakers)
     for scenario in Scenario:
         consume(app, EVENT_TOPICS[scenario.name], partial(pipeline.ingest.handle, scenario=scenario))
     consume(app, ITEMS, pipeline.catalog.handle)
 
     @app.task  # type: ignore[untyped-decorator]
     async def refresh() -> None:
-        card = await persistently(services.models.card)
+        card = await persistently(pipeline.services.models.card)
         refresher = pipeline.refresher(card, lambda: sorted(owned()))
-        await persistently(lambda: services.vectors.check(card))
+        await persistently(lambda: pipeline.services.vectors.check(card))
         await refresher.run()
 
     @app.task  # type: ignore[untyped-decorator]
@@ -88,7 +91,28 @@ def _wire(
         "qdrant": services.vectors.check_ready,
     }
     backlog = partial(_backlog, opened, owned)
-    add_pages(app, dependencies, services.counters, backlog, settings.stall_seconds)
+    add_pages(app, dependencies, services.counters, backlog, settings.stall_seconds, breakers)
+
+
+def _pipeline(
+    settings: Settings,
+    services: Services,
+    opened: Stores,
+    kafka: Producer,
+    queue: DirtyQueue,
+    stats: Stats,
+    breakers: Mapping[str, Breaker],
+) -> Pipeline:
+    """Behind breakers, which the pages are not: they say how a dependency is now."""
+    redis = breakers["redis"]
+    kept = replace(opened, histories=guarded(opened.histories, redis), items=guarded(opened.items, redis))
+    asked = replace(
+        services,
+        registry=guarded(services.registry, redis),
+        models=guarded(services.models, breakers["triton"]),
+        vectors=guarded(services.vectors, breakers["qdrant"]),
+    )
+    return Pipeline(settings, asked, kept, guarded(log(kafka), breakers["kafka"]), queue, stats)
 
 
 async def _backlog(opened: Stores, owned: Callable[[], frozenset[int]]) -> Backlog:

@@ -15,11 +15,12 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
+from stream.admission import payload
 from stream.dirty_queue import DirtyQueue
 from stream.errors import Permanent
 from stream.events import Item, parse_item
 from stream.identity import item_key
-from stream.ingest import ItemCache, dead_letter, payload
+from stream.ingest import ItemCache, dead_letter
 from stream.ledger import Batch, Record
 from stream.ports import CatalogueEntry, DeadLetter, Encoded, Log, Models, Vectors
 from stream.retry import persistently

@@ -14,10 +14,10 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from stream.admission import Admission, payload
 from stream.errors import Permanent, UserError
-from stream.events import Event, Item, parse_event, parse_item
+from stream.events import Event, Item, parse_item
 from stream.files import BATCH_ROWS, Columns, table
-from stream.ingest import payload
 from stream.ledger import Batch, Record
 from stream.ports import Reader
 from stream.scratch import first, scratch
@@ -69,13 +69,13 @@ def folder_of(out: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-async def dump_events(reader: Reader, folder: Path, limit: int, advance: Advance, dumped: Dumped) -> None:
-    """All events of `reader` into events.parquet; `limit` in bytes of a record."""
+async def dump_events(reader: Reader, folder: Path, admission: Admission, advance: Advance, dumped: Dumped) -> None:
+    """All events of `reader` into events.parquet."""
     with closing(scratch("seen (id INTEGER PRIMARY KEY)")) as seen, table(folder / "events.parquet", EVENTS) as write:
         async for batch in reader.batches():
             scenario = SCENARIO_OF[batch.topic]
             rows = []
-            for event in _valid(batch, partial(_event, scenario, limit), dumped):
+            for event in _valid(batch, partial(admission.event, scenario), dumped):
                 if first(seen, _identity(scenario, event)):
                     rows.append(_row(scenario, event))
                 else:
@@ -86,12 +86,13 @@ async def dump_events(reader: Reader, folder: Path, limit: int, advance: Advance
             advance(len(batch.records))
 
 
-async def dump_items(reader: Reader, folder: Path, limit: int, advance: Advance, dumped: Dumped) -> None:
+async def dump_items(reader: Reader, folder: Path, admission: Admission, advance: Advance, dumped: Dumped) -> None:
     """The newest record of every item of `reader` into items.parquet."""
     columns = ", ".join(ITEMS).replace("item_id", "item_id PRIMARY KEY")
     with closing(scratch(f"items ({columns})")) as newest:
         async for batch in reader.batches():
-            rows = (item.model_dump(include=set(ITEMS)) for item in _valid(batch, partial(_item, limit), dumped))
+            items = _valid(batch, partial(_item, admission.max_bytes), dumped)
+            rows = (item.model_dump(include=set(ITEMS)) for item in items)
             newest.executemany(
                 "INSERT OR REPLACE INTO items VALUES (?, ?, ?, ?)", ([row[name] for name in ITEMS] for row in rows)
             )
@@ -109,10 +110,6 @@ def _valid(batch: Batch, parse: Callable[[Record], Any], dumped: Dumped) -> Iter
             yield parse(record)
         except Permanent as error:
             dumped.leave_out(batch.topic, str(error))
-
-
-def _event(scenario: str, limit: int, record: Record) -> Event:
-    return parse_event(scenario, payload(record, limit), record.timestamp if record.timestamp > 0 else None)
 
 
 def _item(limit: int, record: Record) -> Item:

@@ -12,13 +12,13 @@ import logging
 import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import NamedTuple
 
 from models.contract import ACTIONS
+from stream.admission import Admission
 from stream.dirty_queue import DirtyQueue
 from stream.errors import Permanent
-from stream.events import Event, Scenario, SearchEvent, parse_event
+from stream.events import Event, Scenario, SearchEvent
 from stream.history import Record, Source
 from stream.identity import event_hash, item_key, query_key
 from stream.ledger import Batch
@@ -48,31 +48,17 @@ def name_of(event: Event) -> str:
     return item_key(event.item_id or "")
 
 
-def validate(
-    batch: Batch, parse: Callable[[bytes, int | None], Event], limit: int
-) -> tuple[list[Arrival], list[DeadLetter]]:
-    """Split a batch into events and dead letters; `limit` in bytes of a record's value."""
+def validate(batch: Batch, scenario: str, admission: Admission) -> tuple[list[Arrival], list[DeadLetter]]:
+    """Split a batch into events and dead letters."""
     arrivals: list[Arrival] = []
     letters: list[DeadLetter] = []
     for record in batch.records:
         try:
-            produced_ms = record.timestamp if record.timestamp > 0 else None
-            event = parse(payload(record, limit), produced_ms)
+            event = admission.event(scenario, record)
             arrivals.append(Arrival(record, event, name_of(event)))
         except Permanent as error:
             letters.append(dead_letter(batch, record, str(error)))
     return arrivals, letters
-
-
-def payload(record: LogRecord, limit: int) -> bytes:
-    """The bytes to parse. Raises `Permanent` where there are none, or too many."""
-    if record.value is None:
-        raise Permanent("value: is null (a tombstone)")
-    if not record.value:
-        raise Permanent("value: is empty")
-    if len(record.value) > limit:
-        raise Permanent(f"value: has {len(record.value)} bytes, the limit is {limit}")
-    return record.value
 
 
 def dead_letter(batch: Batch, record: LogRecord, reason: str) -> DeadLetter:
@@ -125,7 +111,7 @@ class Ingest:
         log: Log,
         queue: DirtyQueue,
         stats: Stats,
-        max_event_bytes: int,
+        admission: Admission,
         registry: Registry,
     ) -> None:
         self._histories = histories
@@ -133,14 +119,14 @@ class Ingest:
         self._log = log
         self._queue = queue
         self._stats = stats
-        self._limit = max_event_bytes
+        self._admission = admission
         self._registry = registry
         self._epochs: Mapping[str, int] = {}  # by topic: how often it was created
         self._ends: dict[tuple[str, int], int] = {}  # by partition: the offset after the last batch
 
     async def handle(self, batch: Batch, scenario: Scenario) -> None:
         """Apply a batch; on return everything in it is durable. Waits for as long as a store is away."""
-        arrivals, letters = validate(batch, partial(parse_event, scenario.name), self._limit)
+        arrivals, letters = validate(batch, scenario.name, self._admission)
         epoch = await persistently(lambda: self._epoch(batch))
         refused = await persistently(lambda: self._apply(arrivals, Source(scenario, batch.partition, epoch)))
         letters += [

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from stream.admission import Admission
 from stream.catalog import Catalog
 from stream.dirty_queue import DirtyQueue
 from stream.errors import Permanent
@@ -39,7 +40,7 @@ class Pipeline:
             log=self.log,
             queue=self.queue,
             stats=self.stats,
-            max_event_bytes=self.settings.max_event_bytes,
+            admission=Admission(self.settings.max_event_bytes, self.settings.lateness_hours),
             registry=self.services.registry,
         )
 

@@ -148,7 +148,8 @@ class Returns(Protocol):
     """What a person has done about dead letters, likewise acknowledged."""
 
     async def send_back(self, originals: Sequence[DeadLetter]) -> Sequence[Permanent | None]:
-        """Put keys and values onto the topics they came from, in order; for each why it was refused, or None."""
+        """Put keys and values onto the topics they came from, in order, with the header `backfill`: that an event may
+        be late has been decided. For each why it was refused, or None."""
 
     async def settle(self, settlements: Sequence[Settlement]) -> None:
         """Note on the dead-letter topic what became of letters."""

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from stream.batches import BatchApp
+from stream.breaker import Breaker
 from stream.errors import Permanent, Transient
 from stream.health import Ask, Readiness, why_not
 from stream.stats import CounterStore, quantiles
@@ -18,10 +19,12 @@ def add_pages(
     counters: CounterStore,
     backlog: Callable[[], Awaitable[Backlog]],
     stall_seconds: float,
+    breakers: Mapping[str, Breaker],
 ) -> None:
     """Serve `/livez`, `/readyz` and `/counters` on the worker's port.
 
-    `dependencies` must name `kafka`; each raises why it cannot serve. `backlog` is of this worker's own users.
+    `dependencies` must name `kafka`; each raises why it cannot serve. `backlog` is of this worker's own users;
+    `breakers` are its own too, by dependency.
     """
     readiness = Readiness(dependencies)
 
@@ -42,6 +45,7 @@ def add_pages(
         found = {
             "ready": ready,
             "dependencies": {part: standing.plain() for part, standing in standings.items()},
+            "breakers": {part: breaker.plain() for part, breaker in breakers.items()},
             **_partitions(app),
             **(await _dirty(backlog) if standings["redis"].ready else {}),
         }

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from stream import cli
 from stream.adapters.kafka import KafkaLog, Producer, provision_topics
 from stream.adapters.kafka_reader import KafkaReader
+from stream.admission import HOUR_MS
 from stream.embedded import kafka as embedded
 from stream.events import Scenario
 from stream.ledger import Record
@@ -264,9 +265,20 @@ def test_a_kill_before_the_settlement_sends_twice_what_counts_once(desk: Desk) -
     assert [letter.value for letter in rig.log.letters if letter.key == desk.run.encode()] == [b"still no event"] * 2
 
 
-async def ingest(desk: Desk) -> Rig:
+def test_a_late_event_that_is_replayed_is_taken(desk: Desk) -> None:
+    late = json.dumps(event(1, user=desk.run, ts=int(time.time() * 1000) - 2 * HOUR_MS)).encode()
+    desk.send("events.feed", (desk.run.encode(), late, []))
+    (letter,) = asyncio.run(ingest(desk, lateness_hours=1)).log.letters
+    assert letter.reason.startswith("late: ")
+    desk.refuse(late, reason=letter.reason)
+    assert b"1 replayed" in desk("replay", "--reason", "late:")
+    rig = asyncio.run(ingest(desk, lateness_hours=1))
+    assert (rig.stats.counts["events_applied"], len(rig.log.letters)) == (1, 1)
+
+
+async def ingest(desk: Desk, **parts: Any) -> Rig:
     """This test's events of the feed, as a worker takes them in."""
-    rig = Rig()
+    rig = Rig(**parts)
     async with KafkaReader(desk.url, desk.settings, [EVENT_TOPICS["feed"]]) as reader:
         async for batch in reader.batches():
             mine: tuple[Record, ...] = tuple(r for r in batch.records if r.key == desk.run.encode())

@@ -14,6 +14,7 @@ from models import dataset
 from stream import cli
 from stream.adapters.kafka import Producer, provision_topics
 from stream.adapters.memory import MemoryReader
+from stream.admission import Admission
 from stream.commands.dump import Moment
 from stream.dump import REASONS, Dumped, dump_events, dump_items, folder_of
 from stream.errors import UserError
@@ -23,9 +24,9 @@ from tests.path.rig import NOW_MS, batch, event, item
 LIMIT = 65_536
 
 
-async def dumped(folder: Path, *batches: Any) -> tuple[Dumped, list[dict[str, Any]]]:
+async def dumped(folder: Path, *batches: Any, hours: int = 0) -> tuple[Dumped, list[dict[str, Any]]]:
     done, steps = Dumped(), []
-    await dump_events(MemoryReader(batches), folder, LIMIT, steps.append, done)
+    await dump_events(MemoryReader(batches), folder, Admission(LIMIT, hours), steps.append, done)
     assert sum(steps) == sum(len(b.records) for b in batches)
     return done, parquet.read_table(folder / "events.parquet").to_pylist()
 
@@ -92,7 +93,7 @@ async def test_the_newest_record_of_an_item_counts(tmp_path: Path) -> None:
     first = [item("b", "old"), item("a", "A"), b"{}"]
     second = [item("b", "new") | {"category": "c", "text": "words", "attributes": {"x": 1}}]
     reader = MemoryReader([batch("items", first), batch("items", second, 3)])
-    await dump_items(reader, tmp_path, LIMIT, lambda n: None, done)
+    await dump_items(reader, tmp_path, Admission(LIMIT, 0), lambda n: None, done)
     assert (done.items, done.left_out) == (2, {"items: item_id: Field required": 1})
     assert parquet.read_table(tmp_path / "items.parquet").to_pylist() == [
         {"item_id": "a", "title": "A", "category": None, "text": ""},

@@ -7,12 +7,14 @@ from collections import Counter
 from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict
+from functools import partial
 from typing import Any, Self, TypeVar
 
 from aiokafka import AIOKafkaProducer, TopicPartition
 
 from stream.adapters.kafka_admin import Lag, lag, missing_topics, provision_topics
 from stream.adapters.kafka_connection import connection, translated
+from stream.admission import BACKFILL
 from stream.dead_topic import letter_message, settlement_message
 from stream.errors import Permanent, Transient
 from stream.ports import DeadLetter, Settlement, Update
@@ -62,16 +64,18 @@ class Producer:
                 await self._closing.aclose()
 
     async def send_event(self, scenario: str, user_id: str, value: bytes) -> None:
-        """Queue an event; `flush` says whether it arrived."""
-        await self.send_patiently(EVENT_TOPICS[scenario], user_id.encode(), value)
+        """Queue an event of a recorded past, which is never late; `flush` says whether it arrived."""
+        await self.send_patiently(EVENT_TOPICS[scenario], user_id.encode(), value, [BACKFILL])
 
     async def send_item(self, item_id: str, value: bytes) -> None:
         """Queue an item; `flush` says whether it arrived."""
         await self.send_patiently(ITEMS, item_id.encode(), value)
 
-    async def send_patiently(self, topic: str, key: bytes | None, value: bytes | None) -> asyncio.Future[Any]:
+    async def send_patiently(
+        self, topic: str, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]] = ()
+    ) -> asyncio.Future[Any]:
         """Queue a record of a topic of events or items; `flush`, or what is returned, says whether it arrived."""
-        acknowledgement = await self.send(topic, key, value)
+        acknowledgement = await self.send(topic, key, value, headers)
         size = len(key or b"") + len(value or b"")
         self._records[topic] += 1
         self._bytes[topic] += size
@@ -168,7 +172,8 @@ class KafkaLog:
 
     async def send_back(self, originals: Sequence[DeadLetter]) -> list[Permanent | None]:
         """On a broker that forgets, it waits for room, as events and items do."""
-        queued = [await _or_refusal(self._producer.send_patiently(o.topic, o.key, o.value)) for o in originals]
+        send = partial(self._producer.send_patiently, headers=[BACKFILL])
+        queued = [await _or_refusal(send(o.topic, o.key, o.value)) for o in originals]
         return [q if isinstance(q, Permanent) else await _or_refusal(self._producer.deliver([q])) for q in queued]
 
     async def settle(self, settlements: Sequence[Settlement]) -> None:

@@ -127,8 +127,9 @@ def show(name: Place, raw: bool) -> None:
 def replay_(wanted: Wanted, value: IO[bytes] | None, yes: bool) -> int:
     """Send originals back to their own topics.
 
-    Open letters only, keys and all. What is still wrong with an original makes a new letter. If it is broken off, some
-    events may be sent again the next time, which counts once. Exit code 1 if a letter was refused; it stays open.
+    Open letters only, keys and all. What is still wrong with an original makes a new letter; that it is late is not
+    held against it. If it is broken off, some events may be sent again the next time, which counts once. Exit code 1 if
+    a letter was refused; it stays open.
     """
     if value is not None and len(wanted.names) != 1:
         raise UserError("--value is for one letter: give its NAME")

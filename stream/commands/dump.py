@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from stream.addresses import find
+from stream.admission import Admission
 from stream.commands.produce import bars
 from stream.dump import Dumped, dump_events, dump_items, folder_of
 from stream.errors import UserError
@@ -59,7 +60,7 @@ def command(out: Path, since: int | None, until: int | None) -> None:
 
 
 async def _dump(settings: Settings, bootstrap: str, out: Path, since: int | None, until: int | None) -> Dumped:
-    dumped, limit = Dumped(), settings.max_event_bytes
+    dumped, admission = Dumped(), Admission(settings.max_event_bytes, settings.lateness_hours)
     parts = (
         ("items", dump_items, reader(bootstrap, settings, [ITEMS])),
         ("events", dump_events, reader(bootstrap, settings, list(EVENT_TOPICS.values()), since, until)),
@@ -68,7 +69,7 @@ async def _dump(settings: Settings, bootstrap: str, out: Path, since: int | None
         for name, dump, opening in parts:
             async with opening as records:
                 task = progress.add_task(name, total=records.total)
-                await dump(records, folder, limit, partial(progress.advance, task), dumped)
+                await dump(records, folder, admission, partial(progress.advance, task), dumped)
         if not dumped.events:
             raise UserError(f"Kafka at {bootstrap} holds no valid event of that time: nothing is written")
     return dumped

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from stream import settings
 from stream.addresses import PARTS, Addresses
+from stream.admission import Admission
 from stream.dirty_queue import DirtyQueue
 from stream.embedded.stack import Stack
 from stream.events import Scenario
@@ -101,7 +102,7 @@ def ingest(services: Services, opened: Stores, wanted: Settings) -> Ingest:
         log=Silence(),
         queue=DirtyQueue(),
         stats=Stats(),
-        max_event_bytes=wanted.max_event_bytes,
+        admission=Admission(wanted.max_event_bytes, lateness_hours=0),  # synthetic events are of a fixed month
         registry=services.registry,
     )
 

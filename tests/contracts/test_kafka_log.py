@@ -16,6 +16,7 @@ from aiokafka.errors import MessageSizeTooLargeError
 
 from stream.adapters.kafka import KafkaLog, Producer, lag, missing_topics, provision_topics
 from stream.adapters.kafka_admin import Lag
+from stream.admission import BACKFILL
 from stream.embedded import kafka as embedded
 from stream.errors import Permanent, Transient, UserError
 from stream.events import parse_event, parse_item
@@ -24,7 +25,7 @@ from stream.produce import paced
 from stream.retry import persistently
 from stream.settings import Settings, load
 from stream.topics import ALL, DEAD, EVENT_TOPICS, ITEMS, UPDATED
-from tests.conftest import serve
+from tests.conftest import ROOT, serve
 
 
 @pytest.fixture
@@ -316,7 +317,7 @@ def produce(url: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess
         text=True,
         check=False,
         cwd=cwd,
-        env={"FACETSTREAM_KAFKA_URL": url, "PATH": ""},
+        env={"FACETSTREAM_KAFKA_URL": url, "PATH": "", "PYTHONPATH": str(ROOT)},
     )
 
 
@@ -338,6 +339,8 @@ async def test_produce_sends_files(url: str, settings: Settings, tmp_path: Path)
     assert item.title == "t"
     events = [parse_event("feed", record.value) for record in records if record.topic == EVENT_TOPICS["feed"]]
     assert [event.event_id for event in events] == [f"e{number}" for number in reversed(range(50))]
+    headers = {tuple(record.headers) for record in records if record.topic == EVENT_TOPICS["feed"]}
+    assert headers == {(BACKFILL,)}  # a recorded past is never late
 
 
 def test_produce_needs_the_topics(memory_url: str, tmp_path: Path) -> None:

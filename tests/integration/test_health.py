@@ -22,7 +22,7 @@ from stream.topics import EVENT_TOPICS, ITEMS
 from tests.integration.conftest import PATIENCE, System, start_worker
 
 STALL_SECONDS = 11.0  # above the timeouts of a model call and of a Qdrant request
-NOW_MS = 1_750_000_000_000
+NOW_MS = int(time.time() * 1000) - 60_000  # a minute ago
 
 Page = Callable[[str], tuple[int, Any]]
 
@@ -99,6 +99,7 @@ def test_a_worker_at_work_is_alive_and_ready(system: System, page: Page) -> None
     status, ready = page("readyz")
     assert (status, ready["ready"], ready["dirty_users"], ready["oldest_dirty_ms"]) == (200, True, 0, None)
     assert {part: standing["ready"] for part, standing in ready["dependencies"].items()} == dict.fromkeys(PARTS, True)
+    assert ready["breakers"] == {part: {"open": False, "waiting": 0} for part in PARTS}
     assert ready["partitions"] == {topic: [0, 1, 2, 3] for topic in (*EVENT_TOPICS.values(), ITEMS)}
     assert page("livez") == (200, {"alive": True, "waiting": {}})
     assert page("counters")[1]["events_applied"] == before + 5
@@ -125,7 +126,9 @@ def test_a_worker_waits_for_a_frozen_redis_says_so_and_goes_on(system: System, p
         assert [part for part, standing in ready["dependencies"].items() if not standing["ready"]] == ["redis"]
         assert ready["dependencies"]["redis"]["why"]
         assert page("counters")[0] == 503
+        eventually(lambda: page("readyz")[1]["breakers"]["redis"]["open"], "the breaker opens")
     eventually(lambda: page("readyz")[0] == 200, "ready again")
+    eventually(lambda: not page("readyz")[1]["breakers"]["redis"]["open"], "the breaker closes")
     system.until(lambda: system.counted("events_applied"), before + 5)
     assert page("livez") == (200, {"alive": True, "waiting": {}})
     assert page("readyz")[1]["dependencies"]["redis"]["seconds"] < ready["dependencies"]["redis"]["seconds"] + PATIENCE

@@ -1,5 +1,5 @@
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -7,6 +7,8 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from cluster import PARTITIONS, Cluster
 
+from stream.embedded import kafka
+from stream.embedded.process import Server
 from stream.settings import Settings, load
 
 
@@ -27,3 +29,11 @@ def settings(tmp_path: Path) -> Callable[..., Settings]:
     """Settings of a worker in a group of its own."""
     defaults = {"data_folder": tmp_path, "consumer_group": f"group-{uuid.uuid4().hex[:8]}", "web_port": None}
     return lambda **overrides: load(**{**defaults, **overrides})
+
+
+@pytest.fixture
+def broker(embedded_settings: Settings, tmp_path: Path, kafka_home: Path) -> Iterator[Server]:
+    """A Kafka of the test's own."""
+    server = kafka.start(embedded_settings.model_copy(update={"data_folder": tmp_path, "kafka_home": kafka_home}))
+    yield server
+    server.stop()

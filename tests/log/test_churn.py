@@ -1,61 +1,36 @@
 """Workers that join, leave in order, and are killed, under load: no record may be missing."""
 
 import asyncio
-import os
-import signal
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from cluster import Cluster
+from fleet import Fleet
 
 from stream.settings import Settings
 
 WORKER = Path(__file__).with_name("worker.py")
-ROOT = WORKER.parents[2]
 STEP_SECONDS = 1.5  # between two events in the group, about what a worker needs to start
 TICK_SECONDS = 0.1
 PER_TICK = 150  # records sent
 PATIENCE = 60.0  # seconds
 
 
-class Workers:
+class Workers(Fleet):
     """Processes of one group, each with a journal of what it handled."""
 
     def __init__(self, cluster: Cluster, group: str, folder: Path) -> None:
+        super().__init__([WORKER])
         self.group = group
-        self._arguments = [cluster.address, group, str(folder)]
-        self._topics, self._folder = cluster.topics, folder
-        self.running: list[subprocess.Popen[str]] = []
+        self._arguments = [cluster.address, group, str(folder), *cluster.topics]
+        self._folder = folder
 
     def start(self) -> None:
         journal = self._folder / f"worker-{len(list(self._folder.glob('worker-*')))}"
         journal.touch()
-        self.running.append(
-            subprocess.Popen(
-                [sys.executable, "-W", "error", str(WORKER), str(journal), *self._arguments, *self._topics],
-                cwd=ROOT,
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
-
-    def terminate(self) -> None:
-        """End the oldest in order: it must say nothing, and end well."""
-        worker = self.running.pop(0)
-        worker.send_signal(signal.SIGTERM)
-        _, said = worker.communicate(timeout=PATIENCE)
-        assert worker.returncode == 0, said
-        assert "Traceback" not in said
-
-    def kill(self) -> None:
-        worker = self.running.pop(0)
-        worker.kill()
-        worker.communicate()
+        super().start(str(journal), *self._arguments)
 
     def handled(self) -> Counter[tuple[str, int, int]]:
         """How often each record was, by topic, partition and offset."""
@@ -67,8 +42,7 @@ class Workers:
 def workers(cluster: Cluster, settings: Callable[..., Settings], tmp_path: Path) -> Iterator[Workers]:
     started = Workers(cluster, settings().consumer_group, tmp_path)
     yield started
-    while started.running:
-        started.kill()
+    started.close()
 
 
 async def test_no_record_is_missing_however_workers_come_and_go(cluster: Cluster, workers: Workers) -> None:

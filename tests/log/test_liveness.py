@@ -6,7 +6,6 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -18,7 +17,6 @@ from cluster import Cluster
 from stream.adapters.kafka import Producer
 from stream.adapters.memory_stores import MemoryCounters, MemoryHistories
 from stream.batches import Batch, application, consume, run
-from stream.embedded import kafka
 from stream.embedded.process import Server, resident_bytes
 from stream.errors import Transient
 from stream.retry import persistently
@@ -48,7 +46,7 @@ async def working(
         return await MemoryHistories(4, 1).backlog([])
 
     async with Producer(address, config) as producer, httpx.AsyncClient(timeout=PATIENCE) as http:
-        add_pages(app, {"kafka": producer.check_ready}, MemoryCounters(), backlog, STALL_SECONDS)
+        add_pages(app, {"kafka": producer.check_ready}, MemoryCounters(), backlog, STALL_SECONDS, {})
 
         @app.task
         async def tick() -> None:
@@ -157,13 +155,6 @@ async def test_a_worker_at_rest_is_alive(cluster: Cluster, settings: MakeSetting
 
     async with working(settings, cluster.address, topic, handle) as beside:
         await beside(story)
-
-
-@pytest.fixture
-def broker(embedded_settings: Settings, tmp_path: Path, kafka_home: Path) -> Iterator[Server]:
-    server = kafka.start(embedded_settings.model_copy(update={"data_folder": tmp_path, "kafka_home": kafka_home}))
-    yield server
-    server.stop()
 
 
 async def fill(broker: Server, topic: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from stream.adapters.memory import MemoryLog, MemoryModels, MemoryVectors
 from stream.adapters.memory_stores import MemoryHistories, MemoryItems, MemoryRegistry
+from stream.admission import Admission
 from stream.catalog import Catalog
 from stream.dirty_queue import DirtyQueue
 from stream.events import Scenario
@@ -40,7 +41,7 @@ class Rig:
             log=self.log,
             queue=self.queue,
             stats=self.stats,
-            max_event_bytes=65_536,
+            admission=Admission(65_536, parts.get("lateness_hours", 0)),
             registry=self.registry,
         )
         self.catalog = Catalog(
