@@ -18,6 +18,7 @@ from stream.errors import Permanent, Transient, UserError
 from stream.events import Scenario
 from stream.health import Ask
 from stream.identity import SHARDS, shard
+from stream.ownership import Ownership
 from stream.pipeline import Pipeline
 from stream.presence import at_work
 from stream.retry import persistently
@@ -70,7 +71,7 @@ def _wire(
     @app.task  # type: ignore[untyped-decorator]
     async def refresh() -> None:
         card = await persistently(services.models.card)
-        refresher = pipeline.refresher(card, lambda: sorted(owned()))
+        refresher = pipeline.refresher(card, Ownership(opened.histories, owned, app.confirmed))
         await persistently(lambda: services.vectors.check(card))
         await refresher.run()
 

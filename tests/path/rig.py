@@ -11,8 +11,10 @@ from stream.catalog import Catalog
 from stream.dirty_queue import DirtyQueue
 from stream.events import Scenario
 from stream.history import History, decode
+from stream.identity import SHARDS
 from stream.ingest import Ingest, ItemCache
 from stream.ledger import Batch, Record
+from stream.ownership import Ownership
 from stream.pending import Pending
 from stream.ports import ModelCard
 from stream.refresh import Pace, Refresher
@@ -64,7 +66,7 @@ class Rig:
             queue=self.queue,
             stats=self.stats,
             pace=Pace(batch=8, concurrency=1, sweep_interval=0.05),
-            owned=lambda: range(4096),
+            ownership=Ownership(self.histories, lambda: frozenset(range(SHARDS))),
         )
 
     async def provision(self) -> "Rig":

@@ -243,7 +243,7 @@ async def test_settling_an_older_version_keeps_the_mark() -> None:
     histories = MemoryHistories(4, 1)
     rig = await Rig(histories=histories).provision()
     await rig.feed(event(1), event(2))
-    assert await histories.settle([Refreshed("u", 1, 5)]) == [False]
+    assert await histories.settle([Refreshed("u", 1, 5, 0)]) == [False]
 
 
 async def test_the_catalogue_says_which_item_a_text_is_of() -> None:
