@@ -27,6 +27,7 @@ from stream.settings import Settings
 from stream.stats import Stats
 from stream.stores import Backlog
 from stream.topics import EVENT_TOPICS, ITEMS
+from stream.urgency import Urgency, head_starts
 from stream.web import add_pages
 
 FLUSH_SECONDS = 0.5  # between two additions to the shared counters
@@ -62,7 +63,14 @@ def _wire(
     stats: Stats,
 ) -> None:
     owned = _ownership(app)
-    queue = DirtyQueue(settings.refresh_min_interval, mine=lambda user_id: shard(user_id) in owned())
+    queue = DirtyQueue(
+        min_interval=settings.refresh_min_interval,
+        max_staleness=settings.refresh_max_staleness,
+        backlog_rate=settings.refresh_backlog_rate,
+        mine=lambda user_id: shard(user_id) in owned(),
+        urgency=Urgency(head_starts(settings.refresh_priority)),
+        stats=stats,
+    )
     pipeline = Pipeline(settings, services, opened, log(kafka), queue, stats)
     for scenario in Scenario:
         consume(app, EVENT_TOPICS[scenario.name], partial(pipeline.ingest.handle, scenario=scenario))

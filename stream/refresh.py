@@ -25,6 +25,7 @@ from stream.errors import Permanent, Transient
 from stream.ownership import Ownership
 from stream.pending import Pending
 from stream.ports import Log, ModelCard, Models, Profile, Update, Vectors
+from stream.ramp import Ramp
 from stream.retry import LONGEST_DELAY, delays
 from stream.stats import Stats
 from stream.stores import Dirty, Histories, Refreshed
@@ -71,6 +72,7 @@ class Refresher:
         self._stats = stats
         self._pace = pace
         self._ownership = ownership
+        self._ramp = Ramp(pace.concurrency)
         self._penalised: dict[str, float] = {}
 
     @property
@@ -82,8 +84,8 @@ class Refresher:
         """Sweep and drain side by side."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._sweep())
-            for _ in range(self._pace.concurrency):
-                group.create_task(self._drain())
+            for number in range(self._pace.concurrency):
+                group.create_task(self._drain(number))
 
     async def _sweep(self) -> None:
         """Find dirty users that nobody told us of: of a worker that died, of a rebalance, of the catalogue."""
@@ -93,25 +95,28 @@ class Refresher:
                 settled_ms = time.time() * 1000 - self._pace.sweep_interval * 1000  # younger marks have been told of
                 self._penalised = {user: until for user, until in self._penalised.items() if until > time.monotonic()}
                 self._queue.prune()
-                self._queue.put(m for m in marks if m.since_ms < settled_ms and self._due(m.user_id))
+                self._queue.fill(m for m in marks if m.since_ms < settled_ms and self._due(m.user_id))
             except (Transient, Permanent) as error:
                 log.warning("sweep: %s", error)
             await asyncio.sleep(self._pace.sweep_interval)
 
-    async def _drain(self) -> None:
+    async def _drain(self, number: int) -> None:
         waits = delays()
         while True:
-            marks = self._queue.take(self._pace.batch, time.monotonic())
+            await self._ramp.turn(number)
+            marks = self._queue.take(self._pace.batch, time.monotonic(), time.time() * 1000)
             if not marks:
                 await self._queue.arrival(time.monotonic(), IDLE)
                 continue
             try:
                 await self._refresh_or_split(marks)
+                self._ramp.succeeded()
                 waits = delays()
             except Transient as error:
                 delay = min(next(waits), LONGEST_DELAY)
                 log.warning("refresh of %d users: %s; trying again in %.1f s", len(marks), error, delay)
-                self._queue.put(marks)
+                self._ramp.failed()
+                self._queue.back(marks)
                 await asyncio.sleep(delay)
             finally:
                 self._queue.done(m.user_id for m in marks)
@@ -140,6 +145,8 @@ class Refresher:
             present = await self._pending.fill(present)
             profiles = await self._profiles(present, tokens)
             await self._vectors.put_profiles(profiles)
+            for profile in profiles:
+                self._queue.urgency.refreshed(profile.user_id, profile.vectors)
             self._measure([m for m in marks if m.user_id in present])
             await self._log.announce([_update(p) for p in profiles])
         done = [Refreshed(user, history.version_of(data), read_ms, tokens[user]) for user, data in present.items()]
@@ -149,6 +156,7 @@ class Refresher:
 
     async def _profiles(self, present: Mapping[str, bytes], tokens: Mapping[str, int]) -> list[Profile]:
         answer = await self._models.interests(history.tensors(list(present.values())))
+        self._stats.add("inferences", len(present))
         return [
             Profile(
                 user_id=user,

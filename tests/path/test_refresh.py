@@ -197,7 +197,7 @@ class Choosy(MemoryVectors):
 async def test_one_user_refused_for_good_does_not_hold_up_the_others() -> None:
     rig = await Rig(vectors=Choosy()).provision()
     await rig.feed(*(event(n, user=f"u{n}") for n in range(8)))
-    marks = rig.queue.take(100, time.monotonic())
+    marks = rig.queue.take(100, time.monotonic(), 0.0)
     await rig.refresher._refresh_or_split(marks)
     assert [m.user_id for m in await rig.histories.dirty(range(SHARDS), 9)] == ["u3"]
     assert rig.stats.counts["refreshes_refused"] == 1
