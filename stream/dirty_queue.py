@@ -2,7 +2,8 @@
 
 In order: first who has waited for longer than the maximum (`stream.overdue`), as far as the backlog's rate allows; then
 by date, less the head start of `stream.urgency`. With no rate, a new event may wait for the whole backlog of an outage;
-with one, the backlog waits, and new events have what the models can do beyond that rate.
+with one, the backlog waits, and new events have what the models can do beyond that rate; also those of overdue users,
+whose one refresh then serves the old events, too.
 
 A hint, not the truth: the dirty sets in the store are. What does not fit, or is lost with the worker, a sweep finds.
 """
@@ -27,8 +28,12 @@ SLACK = 1_000  # void entries of the heaps that are not worth a clean-up
 
 class _Place(NamedTuple):
     since_ms: int
-    order_ms: float  # the date less the head start
+    order_ms: float  # the date less the head start; of an overdue user those of news, infinite when there are none
     overdue: bool = False
+
+    @property
+    def ages_ms(self) -> float:
+        return self.order_ms if self.overdue else self.since_ms
 
 
 @dataclass
@@ -44,7 +49,9 @@ class DirtyQueue:
     stats: Stats = field(default_factory=Stats)
     _waiting: dict[str, _Place] = field(default_factory=dict)
     _ready: list[tuple[float, str]] = field(default_factory=list)  # heap by order; void where `_waiting` belies it
-    _ages: list[tuple[int, str]] = field(default_factory=list)  # heap by since, of those not overdue yet; likewise
+    _ages: list[tuple[float, str]] = field(
+        default_factory=list
+    )  # heap by when they or their news began to age; likewise
     _overdue: Overdue = field(default_factory=Overdue)  # likewise
     _later: list[tuple[float, str]] = field(default_factory=list)  # heap by due time, of users that must wait
     _delayed: set[str] = field(default_factory=set)  # the same users
@@ -152,9 +159,9 @@ class DirtyQueue:
             return
         if place.overdue:
             self._overdue.push(place.since_ms, user)
-        else:
+        if place.order_ms < inf:
             heapq.heappush(self._ready, (place.order_ms, user))
-            heapq.heappush(self._ages, (place.since_ms, user))
+            heapq.heappush(self._ages, (place.ages_ms, user))
         self._arrived.set()
         entries = max(len(self._ready), len(self._ages), len(self._overdue), len(self._later))
         if entries > 2 * len(self._waiting) + SLACK:
@@ -168,13 +175,14 @@ class DirtyQueue:
             self._push(user)
 
     def _age(self, now_ms: float) -> None:
-        """Who has waited for too long becomes overdue."""
+        """Who has waited for too long becomes overdue, and news of who is are news no longer."""
         while self._ages and self._ages[0][0] <= now_ms - 1000 * self.max_staleness:
             since, user = heapq.heappop(self._ages)
             place = self._waiting.get(user)
-            if place and place.since_ms == since and not place.overdue:
-                self._waiting[user] = place._replace(overdue=True)
-                self._push(user)
+            if place and place.ages_ms == since:
+                self._waiting[user] = _Place(place.since_ms, inf, overdue=True)
+                if not place.overdue:
+                    self._push(user)
 
     def _next(self, now: float) -> str | None:
         """Whose turn it is, and who is no longer in the heap that told so."""
@@ -186,7 +194,7 @@ class DirtyQueue:
         while self._ready:
             order, user = heapq.heappop(self._ready)
             place = self._waiting.get(user)
-            if place and not place.overdue and place.order_ms == order and user not in self._running:
+            if place and place.order_ms == order and user not in self._running:
                 return user
         return None
 
@@ -198,7 +206,7 @@ class DirtyQueue:
 
     def _start(self, user: str, now: float) -> Dirty:
         place = self._waiting.pop(user)
-        if place.overdue:
+        if place.order_ms == inf:
             self._allowance.spend()
         self._delayed.discard(user)
         self._running.add(user)

@@ -229,6 +229,18 @@ def test_a_backlog_is_drained_at_its_rate_and_news_are_not_held_up() -> None:
     assert 480 <= overdue <= 505
 
 
+def test_an_overdue_user_who_acts_again_is_served_with_the_news() -> None:
+    queue = DirtyQueue(max_staleness=10.0, backlog_rate=1.0)
+    queue.put(Dirty(f"old{n}", n) for n in range(9))
+    assert queue.take(9, now=0.0, now_ms=60_000) == [Dirty("old0", 0)]
+    queue.tell(Dirty("old7", 60_000), Scenario.feed, 1)
+    queue.tell(Dirty("old8", 60_000), Scenario.feed, 1)
+    assert queue.take(1, now=0.0, now_ms=60_001) == [Dirty("old7", 7)]
+    assert queue.take(9, now=0.0, now_ms=70_000) == []  # news no longer
+    assert queue.take(9, now=1.0, now_ms=71_000) == [Dirty("old1", 1)]
+    assert len(queue) == 6
+
+
 async def test_waiting_ends_when_the_rate_allows_one_more() -> None:
     queue = DirtyQueue(max_staleness=10.0, backlog_rate=20.0)
     queue.put([Dirty("a", 1), Dirty("b", 2)])
