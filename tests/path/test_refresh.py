@@ -43,6 +43,17 @@ async def test_a_dirty_user_gets_a_point_of_the_historys_version_and_is_announce
     assert rig.stats.counts["refreshes"] == 2
 
 
+async def test_inferences_made_and_saved_add_up_to_the_events() -> None:
+    rig = await Rig().provision()
+    await rig.feed(event(1), event(2), event(3, user="v"))
+    await rig.feed(event(4), first=3)
+    await rig.refresh()
+    await rig.feed(event(5), first=4)
+    await rig.refresh()
+    counts = rig.stats.counts
+    assert (counts["inferences"], counts["inferences_saved"], counts["events_applied"]) == (3, 2, 5)
+
+
 async def test_an_event_during_the_refresh_keeps_the_user_dirty_and_queued() -> None:
     rig = await Rig().provision()
 
