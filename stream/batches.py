@@ -206,7 +206,10 @@ class BatchApp(faust.App):
     async def confirmed(self) -> bool:
         """Whether the group takes this worker for the owner of its partitions now."""
         consumer: Any = self.consumer
-        return bool(await consumer.confirmed())
+        try:
+            return bool(await consumer.confirmed())
+        except driver.ConsumerNotStarted:
+            return False
 
     def stalled(self, seconds: float) -> list[str]:
         """One sentence for each topic of which records are left while nothing has moved for longer than that, neither

@@ -115,7 +115,8 @@ class DirtyQueue:
 
     def prune(self) -> None:
         """Forget the users that are no longer this worker's."""
-        self._keep({user: place for user, place in self._waiting.items() if self.mine(user)})
+        self._waiting = {user: place for user, place in self._waiting.items() if self.mine(user)}
+        self._delayed &= self._waiting.keys()
 
     async def arrival(self, now: float, idle: float) -> None:
         """Return when a user's turn may have come, after `idle` seconds at the latest."""

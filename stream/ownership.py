@@ -43,20 +43,26 @@ class Ownership:
         self._taking = asyncio.Lock()
 
     async def shards(self) -> list[int]:
-        """Those that this worker owns; what it was assigned since the last call is taken first."""
-        assigned = self._assigned()
-        async with self._taking:
-            self._tokens = {number: token for number, token in self._tokens.items() if number in assigned}
-            missing = [number for number in assigned if number not in self._tokens]
-            if missing and await self._confirmed():
-                self._tokens |= dict(zip(missing, await self._histories.own(missing), strict=True))
-            return sorted(self._tokens)
+        """Those that this worker owns."""
+        await self._take()
+        return sorted(self._tokens)
 
     async def tokens(self, users: Sequence[str]) -> dict[str, int]:
         """The token of each of these users who is this worker's; shards that have got another owner are given up."""
-        await self.shards()
+        await self._take()
         numbers = sorted({shard(user) for user in users} & self._tokens.keys())
         for number, owner in zip(numbers, await self._histories.owners(numbers), strict=True):
             if owner != self._tokens.get(number):
                 self._tokens.pop(number, None)
         return {user: self._tokens[shard(user)] for user in users if shard(user) in self._tokens}
+
+    async def _take(self) -> None:
+        """Give up what is no longer assigned, and take what is and was not, or was lost."""
+        async with self._taking:
+            assigned = self._assigned()
+            if assigned == self._tokens.keys():
+                return
+            self._tokens = {number: token for number, token in self._tokens.items() if number in assigned}
+            missing = [number for number in assigned if number not in self._tokens]
+            if missing and await self._confirmed():
+                self._tokens |= dict(zip(missing, await self._histories.own(missing), strict=True))

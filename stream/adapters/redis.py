@@ -188,7 +188,8 @@ class RedisHistories:
         return [reply == 1 for reply in raised(replies)]
 
     async def own(self, shards: Sequence[int]) -> list[int]:
-        return raised(await run_script(self._redis, "own", [([owner_key(s)], []) for s in shards]))
+        now_ms = int(time.time() * 1000)
+        return raised(await run_script(self._redis, "own", [([owner_key(s)], [now_ms]) for s in shards]))
 
     async def owners(self, shards: Sequence[int]) -> list[int]:
         found = await _pipelined(self._redis, lambda p: [p.get(owner_key(s)) for s in shards])
