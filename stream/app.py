@@ -20,6 +20,7 @@ from stream.errors import Permanent, Transient, UserError
 from stream.events import Scenario
 from stream.health import Ask
 from stream.identity import SHARDS, shard
+from stream.ownership import Ownership
 from stream.pipeline import Pipeline
 from stream.presence import at_work
 from stream.retry import persistently
@@ -28,6 +29,7 @@ from stream.settings import Settings
 from stream.stats import Stats
 from stream.stores import Backlog
 from stream.topics import EVENT_TOPICS, ITEMS
+from stream.urgency import Urgency, head_starts
 from stream.web import add_pages
 
 FLUSH_SECONDS = 0.5  # between two additions to the shared counters
@@ -63,7 +65,14 @@ def _wire(
     stats: Stats,
 ) -> None:
     owned = _ownership(app)
-    queue = DirtyQueue(settings.refresh_min_interval, mine=lambda user_id: shard(user_id) in owned())
+    queue = DirtyQueue(
+        min_interval=settings.refresh_min_interval,
+        max_staleness=settings.refresh_max_staleness,
+        backlog_rate=settings.refresh_backlog_rate,
+        mine=lambda user_id: shard(user_id) in owned(),
+        urgency=Urgency(head_starts(settings.refresh_priority)),
+        stats=stats,
+    )
     breakers = {part: Breaker() for part in PARTS}
     pipeline = _pipeline(settings, services, opened, kafka, queue, stats, breakers)
     for scenario in Scenario:
@@ -73,7 +82,7 @@ def _wire(
     @app.task  # type: ignore[untyped-decorator]
     async def refresh() -> None:
         card = await persistently(pipeline.services.models.card)
-        refresher = pipeline.refresher(card, lambda: sorted(owned()))
+        refresher = pipeline.refresher(card, Ownership(pipeline.stores.histories, owned, app.confirmed))
         await persistently(lambda: pipeline.services.vectors.check(card))
         await refresher.run()
 

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import faust
 from aiokafka.client import AIOKafkaClient
-from aiokafka.errors import IllegalStateError, KafkaConnectionError
+from aiokafka.errors import IllegalStateError, KafkaConnectionError, KafkaError
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, ConsumerMessage
 from mode.utils.futures import notify
@@ -64,6 +64,19 @@ class _Thread(driver.AIOKafkaConsumerThread):
         if not state or state.highwater is None or not state.has_valid_position:
             return 0
         return max(0, int(state.highwater - state.position))
+
+    async def confirmed(self) -> bool:
+        """Whether the group's coordinator, asked now, knows this member and its generation."""
+        beat = asyncio.run_coroutine_threadsafe(self._beat(), self.thread_loop)
+        return await asyncio.wrap_future(beat)
+
+    async def _beat(self) -> bool:
+        coordinator = self._ensure_consumer()._coordinator
+        try:
+            return coordinator.generation > 0 and bool(await coordinator._do_heartbeat())
+        except KafkaError as error:
+            log.warning("the group's coordinator: %s", error)
+            return False
 
 
 class BatchConsumer(driver.Consumer):
@@ -160,6 +173,9 @@ class BatchConsumer(driver.Consumer):
         """Records of each partition of this worker that are not dealt with, as far as the broker has told."""
         return {tp: self._ledgers[tp].records + self._thread.unread(tp) for tp in self.assignment()}
 
+    async def confirmed(self) -> bool:
+        return bool(await self._thread.confirmed())
+
     async def verify_all_partitions_active(self) -> None:
         """Nothing: Faust's warnings of slow partitions are no sign of life; lag that shrinks is."""
 
@@ -186,6 +202,14 @@ class BatchApp(faust.App):
         except driver.ConsumerNotStarted:
             return {}
         return lag
+
+    async def confirmed(self) -> bool:
+        """Whether the group takes this worker for the owner of its partitions now."""
+        consumer: Any = self.consumer
+        try:
+            return bool(await consumer.confirmed())
+        except driver.ConsumerNotStarted:
+            return False
 
     def stalled(self, seconds: float) -> list[str]:
         """One sentence for each topic of which records are left while nothing has moved for longer than that, neither

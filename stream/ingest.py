@@ -153,7 +153,9 @@ class Ingest:
         appends = group(arrivals, source, items)
         done = list(zip(appends, await self._histories.append(appends), strict=True))
         applied = [(append, a) for append, a in done if isinstance(a, Applied)]
-        self._queue.put(Dirty(append.user_id, append.produced_ms) for append, a in applied if a.events)
+        for append, a in applied:
+            if a.events:
+                self._queue.tell(Dirty(append.user_id, append.produced_ms), source.scenario, a.events)
         self._stats.add("events_applied", sum(a.events for _, a in applied))
         self._stats.add("duplicates_skipped", sum(a.duplicates for _, a in applied))
         self._stats.add("redelivered_skipped", sum(a.redelivered for _, a in applied))

@@ -1,6 +1,5 @@
 """From the log to searchable profiles: the parts that a worker and a replay run alike, over the same services."""
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -9,6 +8,7 @@ from stream.catalog import Catalog
 from stream.dirty_queue import DirtyQueue
 from stream.errors import Permanent
 from stream.ingest import Ingest, ItemCache
+from stream.ownership import Ownership
 from stream.pending import Pending
 from stream.ports import Log, ModelCard
 from stream.refresh import Pace, Refresher
@@ -58,8 +58,8 @@ class Pipeline:
             max_bytes=self.settings.max_event_bytes,
         )
 
-    def refresher(self, card: ModelCard, owned: Callable[[], Sequence[int]]) -> Refresher:
-        """Of the virtual shards `owned`. Raises `Permanent` when the models are of another codebook."""
+    def refresher(self, card: ModelCard, ownership: Ownership) -> Refresher:
+        """Of the virtual shards of `ownership`. Raises `Permanent` when the models are of another codebook."""
         if card.codebook_version != self.stores.codebook.version:
             raise Permanent(
                 f"Triton serves codebook {card.codebook_version}, the histories in Redis are of "
@@ -77,5 +77,5 @@ class Pipeline:
             queue=self.queue,
             stats=self.stats,
             pace=Pace(settings.refresh_batch, settings.refresh_concurrency, settings.sweep_interval),
-            owned=owned,
+            ownership=ownership,
         )

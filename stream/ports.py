@@ -67,6 +67,7 @@ class Profile:
     model_version: str
     codebook_version: int
     event_ts: int  # ms since 1970, of the newest event
+    token: int  # of the worker that made it (stream.ownership)
     vectors: Floats  # [scenario, K, dim], unit
     weights: Floats  # [scenario, K]
 
@@ -190,6 +191,7 @@ class Vectors(Protocol):
         """Upsert, searchable on return."""
 
     async def put_profiles(self, profiles: Sequence[Profile]) -> None:
-        """Upsert each only over a version that is not newer (law 3), searchable on return."""
+        """Upsert each only over a version that is not newer (law 3), nor the same with a newer token; searchable on
+        return."""
 
     async def profile(self, user_id: str) -> Profile | None: ...

@@ -1,6 +1,7 @@
 """From dirty users to searchable profiles.
 
-One refresh of a batch of users, each step safe to repeat after a crash:
+One refresh of a batch of users, each step safe to repeat after a crash. Whose shard has another owner by now is passed
+over; what comes of it when that happens later, stream.ownership says.
 
 1. read the packed histories
 2. fill codes that were pending and are known by now; encode queries met for the first time
@@ -15,14 +16,16 @@ Announcing comes before clearing, so that a crash between the two repeats an ann
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from stream import history
 from stream.dirty_queue import DirtyQueue
 from stream.errors import Permanent, Transient
+from stream.ownership import Ownership
 from stream.pending import Pending
 from stream.ports import Log, ModelCard, Models, Profile, Update, Vectors
+from stream.ramp import Ramp
 from stream.retry import LONGEST_DELAY, delays
 from stream.stats import Stats
 from stream.stores import Dirty, Histories, Refreshed
@@ -57,7 +60,7 @@ class Refresher:
         queue: DirtyQueue,
         stats: Stats,
         pace: Pace,
-        owned: Callable[[], Sequence[int]],
+        ownership: Ownership,
     ) -> None:
         self._histories = histories
         self._pending = pending
@@ -68,7 +71,8 @@ class Refresher:
         self._queue = queue
         self._stats = stats
         self._pace = pace
-        self._owned = owned  # virtual shards of this worker, now
+        self._ownership = ownership
+        self._ramp = Ramp(pace.concurrency)
         self._penalised: dict[str, float] = {}
 
     @property
@@ -80,36 +84,39 @@ class Refresher:
         """Sweep and drain side by side."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._sweep())
-            for _ in range(self._pace.concurrency):
-                group.create_task(self._drain())
+            for number in range(self._pace.concurrency):
+                group.create_task(self._drain(number))
 
     async def _sweep(self) -> None:
         """Find dirty users that nobody told us of: of a worker that died, of a rebalance, of the catalogue."""
         while True:
             try:
-                marks = await self._histories.dirty(self._owned(), SWEEP_PAGE)
+                marks = await self._histories.dirty(await self._ownership.shards(), SWEEP_PAGE)
                 settled_ms = time.time() * 1000 - self._pace.sweep_interval * 1000  # younger marks have been told of
                 self._penalised = {user: until for user, until in self._penalised.items() if until > time.monotonic()}
                 self._queue.prune()
-                self._queue.put(m for m in marks if m.since_ms < settled_ms and self._due(m.user_id))
+                self._queue.fill(m for m in marks if m.since_ms < settled_ms and self._due(m.user_id))
             except (Transient, Permanent) as error:
                 log.warning("sweep: %s", error)
             await asyncio.sleep(self._pace.sweep_interval)
 
-    async def _drain(self) -> None:
+    async def _drain(self, number: int) -> None:
         waits = delays()
         while True:
-            marks = self._queue.take(self._pace.batch, time.monotonic())
+            await self._ramp.turn(number)
+            marks = self._queue.take(self._pace.batch, time.monotonic(), time.time() * 1000)
             if not marks:
                 await self._queue.arrival(time.monotonic(), IDLE)
                 continue
             try:
                 await self._refresh_or_split(marks)
+                self._ramp.succeeded()
                 waits = delays()
             except Transient as error:
                 delay = min(next(waits), LONGEST_DELAY)
                 log.warning("refresh of %d users: %s; trying again in %.1f s", len(marks), error, delay)
-                self._queue.put(marks)
+                self._ramp.failed()
+                self._queue.back(marks)
                 await asyncio.sleep(delay)
             finally:
                 self._queue.done(m.user_id for m in marks)
@@ -128,23 +135,28 @@ class Refresher:
 
     async def refresh(self, marks: Sequence[Dirty]) -> None:
         """Bring the profiles of these users up to date and clear their marks."""
+        tokens = await self._ownership.tokens([m.user_id for m in marks])
+        marks = [m for m in marks if m.user_id in tokens]
         read_ms = int(time.time() * 1000)
         packed = await self._histories.read([m.user_id for m in marks])
         present = {m.user_id: data for m, data in zip(marks, packed, strict=True) if data is not None}
-        gone = [Refreshed(m.user_id, 0, read_ms) for m in marks if m.user_id not in present]
+        gone = [Refreshed(m.user_id, 0, read_ms, tokens[m.user_id]) for m in marks if m.user_id not in present]
         if present:
             present = await self._pending.fill(present)
-            profiles = await self._profiles(present)
+            profiles = await self._profiles(present, tokens)
             await self._vectors.put_profiles(profiles)
+            for profile in profiles:
+                self._queue.urgency.refreshed(profile.user_id, profile.vectors)
             self._measure([m for m in marks if m.user_id in present])
             await self._log.announce([_update(p) for p in profiles])
-        done = [Refreshed(user, history.version_of(data), read_ms) for user, data in present.items()]
+        done = [Refreshed(user, history.version_of(data), read_ms, tokens[user]) for user, data in present.items()]
         cleared = await self._histories.settle([*done, *gone])
         moved = [r.user_id for r, clean in zip([*done, *gone], cleared, strict=True) if not clean]
         self._queue.put(Dirty(user, read_ms) for user in moved)
 
-    async def _profiles(self, present: dict[str, bytes]) -> list[Profile]:
+    async def _profiles(self, present: Mapping[str, bytes], tokens: Mapping[str, int]) -> list[Profile]:
         answer = await self._models.interests(history.tensors(list(present.values())))
+        self._stats.add("inferences", len(present))
         return [
             Profile(
                 user_id=user,
@@ -152,6 +164,7 @@ class Refresher:
                 model_version=answer.model_version,
                 codebook_version=self._card.codebook_version,
                 event_ts=history.newest_ts(data),
+                token=tokens[user],
                 vectors=vectors,
                 weights=weights,
             )

@@ -8,6 +8,7 @@ from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_va
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from stream.errors import UserError
+from stream.urgency import head_starts
 
 PREFIX = "FACETSTREAM_"
 MASK = "********"
@@ -73,6 +74,15 @@ class Settings(BaseSettings):
     refresh_batch: int = Field(64, ge=1, le=1_024, description="users per model call")
     refresh_concurrency: int = Field(2, ge=1, le=64, description="model calls under way at once per worker")
     refresh_min_interval: float = Field(0.1, ge=0, description="seconds between two refreshes of one user")
+    refresh_priority: str = Field(
+        "search=0.5", description="seconds by which the newest event's scenario brings a user forward, name=seconds,…"
+    )
+    refresh_max_staleness: float = Field(
+        10.0, gt=0, description="seconds after which a dirty user is overdue and goes first, oldest first"
+    )
+    refresh_backlog_rate: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="overdue users refreshed per second and worker; unset, no limit"
+    )
     sweep_interval: float = Field(2.0, gt=0, description="seconds between two sweeps over the dirty sets in Redis")
 
     # Patience.
@@ -94,6 +104,12 @@ class Settings(BaseSettings):
         for name in timeouts:
             if value <= info.data[name]:
                 raise ValueError(f"must be more than {variable(name)}={info.data[name]:g}")
+        return value
+
+    @field_validator("refresh_priority")
+    @classmethod
+    def _priority(cls, value: str) -> str:
+        head_starts(value)
         return value
 
     @field_validator("kafka_url")

@@ -12,7 +12,7 @@ FRESHNESS = "freshness:"
 
 @dataclass
 class Stats:
-    """What happened since the last flush: events_applied, duplicates_skipped, dead_letters, refreshes, …"""
+    """What happened since the last flush: events_applied, dead_letters, refreshes, inferences, inferences_saved, …"""
 
     counts: Counter[str] = field(default_factory=Counter)
 

@@ -41,6 +41,7 @@ class Refreshed:
     user_id: str
     version: int
     read_ms: int  # when its history was read, ms since 1970
+    token: int  # of the shard's owner, before that
 
 
 class Dirty(NamedTuple):
@@ -112,7 +113,14 @@ class Histories(Protocol):
         """Mark users dirty; an older mark stays."""
 
     async def settle(self, refreshed: Sequence[Refreshed]) -> list[bool]:
-        """Clear the mark of each whose version has not moved on; whether it was cleared."""
+        """Clear the mark of each whose version has not moved on and whose shard has no newer owner; whether it was
+        cleared."""
+
+    async def own(self, shards: Sequence[int]) -> list[int]:
+        """Become the owner of these shards; for each a token that is greater than all before, also when repeated."""
+
+    async def owners(self, shards: Sequence[int]) -> list[int]:
+        """The token in force of each shard, 0 before the first."""
 
     async def dirty(self, shards: Sequence[int], limit: int) -> list[Dirty]:
         """The oldest `limit` marks of each shard."""

@@ -48,7 +48,7 @@ def catalogue() -> list[CatalogueEntry]:
 
 def ada() -> Profile:
     vectors = np.stack([np.stack([axes(*np.roll(np.eye(K), s, 0)[k]) for k in range(K)]) for s in (1, 0, 2)])
-    return Profile("ada", 1, "1", 1, 1_700_000_000_000, vectors, np.tile(np.float32(WEIGHTS), (len(SCENARIOS), 1)))
+    return Profile("ada", 1, "1", 1, 1_700_000_000_000, 1, vectors, np.tile(np.float32(WEIGHTS), (len(SCENARIOS), 1)))
 
 
 @pytest.fixture(params=["twin", "qdrant"])

@@ -23,6 +23,7 @@ class MemoryHistories:
     packed: dict[str, bytes] = field(default_factory=dict)
     windows: dict[tuple[str, int], list[bytes]] = field(default_factory=dict)
     marks: dict[str, int] = field(default_factory=dict)  # user -> dirty since, ms
+    tokens: dict[int, int] = field(default_factory=dict)  # shard -> its owner's
 
     async def append(self, appends: Sequence[Append]) -> list[Applied | Permanent]:
         return [self._append(a) if self._readable(a.user_id) else Permanent("FORMAT history") for a in appends]
@@ -91,6 +92,8 @@ class MemoryHistories:
         return [self._settle(r) for r in refreshed]
 
     def _settle(self, refreshed: Refreshed) -> bool:
+        if self.tokens.get(shard(refreshed.user_id), 0) > refreshed.token:
+            return False
         data = self.packed.get(refreshed.user_id)
         if data is None or decode(data).version <= refreshed.version:
             self.marks.pop(refreshed.user_id, None)
@@ -98,6 +101,14 @@ class MemoryHistories:
         if refreshed.user_id in self.marks:
             self.marks[refreshed.user_id] = max(self.marks[refreshed.user_id], refreshed.read_ms)
         return False
+
+    async def own(self, shards: Sequence[int]) -> list[int]:
+        now_ms = int(time.time() * 1000)
+        self.tokens |= {number: max(now_ms, self.tokens.get(number, 0) + 1) for number in shards}
+        return await self.owners(shards)
+
+    async def owners(self, shards: Sequence[int]) -> list[int]:
+        return [self.tokens.get(number, 0) for number in shards]
 
     async def dirty(self, shards: Sequence[int], limit: int) -> list[Dirty]:
         pages: dict[int, list[Dirty]] = defaultdict(list)

@@ -25,7 +25,7 @@ PROFILES_PER_REQUEST = 64  # about 1 MB of JSON
 ITEMS_PER_REQUEST = 256
 POINTS_PER_PAGE = 1_000
 REFUSALS = (400, 409, 413, 422)  # HTTP
-USER_INDEXES = {"version": models.PayloadSchemaType.INTEGER}
+USER_INDEXES = {"version": models.PayloadSchemaType.INTEGER, "fence": models.PayloadSchemaType.INTEGER}
 ITEM_INDEXES = {"item_id": models.PayloadSchemaType.KEYWORD, "category": models.PayloadSchemaType.KEYWORD}
 
 Shape = dict[str, tuple[int, str]]  # vector name ("" when unnamed) -> components, distance
@@ -109,7 +109,7 @@ class QdrantVectors:
 
     async def put_profiles(self, profiles: Sequence[Profile]) -> None:
         """One operation per user, each with its own condition. An equal version is written again, since another model
-        may have made it."""
+        may have made it; but not by an earlier owner, whose model may be the older one."""
         for batch in _batches(profiles, PROFILES_PER_REQUEST):
             with translated():
                 await self._client.batch_update_points(self.users, [_fenced(p) for p in batch], wait=True)
@@ -233,10 +233,13 @@ def _item(entry: CatalogueEntry) -> models.PointStruct:
 
 
 def _fenced(profile: Profile) -> models.UpsertOperation:
-    """Inserts a missing point; replaces one unless its version is newer (law 3)."""
+    """Inserts a missing point; replaces one unless its version is newer (law 3), or the same by a newer token."""
     newer = models.FieldCondition(key="version", range=models.Range(gt=profile.version))
+    same = models.FieldCondition(key="version", match=models.MatchValue(value=profile.version))
+    later = models.FieldCondition(key="fence", range=models.Range(gt=profile.token))
+    unless: list[models.Condition] = [newer, models.Filter(must=[same, later])]
     return models.UpsertOperation(
-        upsert=models.PointsList(points=[_user(profile)], update_filter=models.Filter(must_not=[newer]))
+        upsert=models.PointsList(points=[_user(profile)], update_filter=models.Filter(must_not=unless))
     )
 
 
@@ -252,6 +255,7 @@ def _user(profile: Profile) -> models.PointStruct:
         "model_version": profile.model_version,
         "codebook_version": profile.codebook_version,
         "event_ts": profile.event_ts,
+        "fence": profile.token,
         "weights": dict(zip(SCENARIOS, profile.weights.tolist(), strict=True)),
     }
     return models.PointStruct(id=user_point(profile.user_id), vector=vectors, payload=payload)
@@ -267,6 +271,7 @@ def _profile(point: models.Record) -> Profile:
         model_version=payload["model_version"],
         codebook_version=payload["codebook_version"],
         event_ts=payload["event_ts"],
+        token=payload.get("fence", 0),  # none in those of the first version
         vectors=np.asarray([[vectors[vector_name(s, i)] for i in range(k)] for s in SCENARIOS], np.float32),
         weights=weights,
     )

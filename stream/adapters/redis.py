@@ -178,11 +178,22 @@ class RedisHistories:
 
     async def settle(self, refreshed: Sequence[Refreshed]) -> list[bool]:
         calls: list[tuple[list[str], list[Any]]] = [
-            ([history_key(r.user_id), dirty_key(shard(r.user_id))], [r.user_id, r.version, r.read_ms])
+            (
+                [history_key(r.user_id), dirty_key(shard(r.user_id)), owner_key(shard(r.user_id))],
+                [r.user_id, r.version, r.read_ms, r.token],
+            )
             for r in refreshed
         ]
         replies = await run_script(self._redis, "settle", calls)
         return [reply == 1 for reply in raised(replies)]
+
+    async def own(self, shards: Sequence[int]) -> list[int]:
+        now_ms = int(time.time() * 1000)
+        return raised(await run_script(self._redis, "own", [([owner_key(s)], [now_ms]) for s in shards]))
+
+    async def owners(self, shards: Sequence[int]) -> list[int]:
+        found = await _pipelined(self._redis, lambda p: [p.get(owner_key(s)) for s in shards])
+        return [int(token or 0) for token in found]
 
     async def dirty(self, shards: Sequence[int], limit: int) -> list[Dirty]:
         pages = await _pipelined(
@@ -344,6 +355,10 @@ def window_key(user_id: str, scenario: int) -> str:
 def dirty_key(number: int) -> str:
     assert 0 <= number < SHARDS
     return f"fs:{{{number:04}}}:d"
+
+
+def owner_key(number: int) -> str:
+    return f"fs:{{{number:04}}}:o"
 
 
 def stored_item_key(index: int) -> str:

@@ -60,7 +60,8 @@ class View:
         p50, p95, p99 = quantiles(progress.counts)
         self.say(
             f"{audit.events_found:,} of {audit.events_expected:,} events applied; {audit.users:,} users, "
-            f"{audit.stale_users} of them with a stale profile; {progress.counts['refreshes']:,} refreshes"
+            f"{audit.stale_users} of them with a stale profile; {progress.counts['refreshes']:,} refreshes, "
+            f"{progress.counts['inferences_saved']:,} inferences saved"
         )
         self.say(f"freshness p50 {p50} ms, p95 {p95} ms, p99 {p99} ms (produced to searchable)")
         self.say(

@@ -19,6 +19,7 @@ from stream.digest import digest
 from stream.dirty_queue import DirtyQueue
 from stream.errors import UserError
 from stream.identity import SHARDS
+from stream.ownership import Ownership
 from stream.pipeline import Pipeline
 from stream.presence import alone
 from stream.refresh import Refresher
@@ -111,7 +112,8 @@ async def _refresher(pipeline: Pipeline) -> Refresher:
     services.models.keep_to(pipeline.stores.codebook.version)
     card = await services.models.card()
     await services.vectors.check(card)
-    return pipeline.refresher(card, lambda: range(SHARDS))
+    ownership = Ownership(pipeline.stores.histories, lambda: frozenset(range(SHARDS)))
+    return pipeline.refresher(card, ownership)
 
 
 async def _fill(wanted: Settings, found: Addresses, start: Start, into: str) -> int:

@@ -11,6 +11,8 @@ from models.events import Histories
 from models.user_tower import UserTower
 from stream import history
 from stream.dirty_queue import DirtyQueue
+from stream.identity import SHARDS
+from stream.ownership import Ownership
 from stream.pending import Pending
 from stream.refresh import Pace, Refresher
 from stream.services import Services, Stores, log, producer
@@ -104,6 +106,6 @@ def _whole(services: Services, opened: Stores, out: object, card: object) -> Ste
         queue=DirtyQueue(),
         stats=Stats(),
         pace=Pace(BATCH, UNDER_WAY, sweep_interval=2.0),
-        owned=list,
+        ownership=Ownership(opened.histories, lambda: frozenset(range(SHARDS))),
     )
     return lambda users, _: refresher.refresh([Dirty(user, int(time.time() * 1000)) for user in users])

@@ -137,10 +137,25 @@ async def test_the_mark_is_cleared_only_when_the_version_has_not_moved(make: Any
     store = make()
     await store.append([append(entry(1, record(1)))])
     await store.append([append(entry(2, record(2)))])
-    assert await store.settle([Refreshed("u", 2, 5_000)]) == [False]
+    assert await store.settle([Refreshed("u", 2, 5_000, 0)]) == [False]
     assert await store.dirty([shard("u")], 10) == [Dirty("u", 5_000)]
-    assert await store.settle([Refreshed("u", 4, 6_000)]) == [True]
+    assert await store.settle([Refreshed("u", 4, 6_000, 0)]) == [True]
     assert await store.dirty([shard("u")], 10) == []
+
+
+@both
+async def test_a_shard_that_has_got_another_owner_is_settled_by_nobody_else(make: Any) -> None:
+    store, here = make(), shard("u")
+    assert await store.owners([here, here + 1]) == [0, 0]
+    (early,) = await store.own([here])
+    await store.append([append(entry(1, record(1)))])
+    (late,) = await store.own([here])
+    assert 1_700_000_000_000 < early < late
+    assert await store.owners([here, here + 1]) == [late, 0]
+    for version in (1, 2):
+        assert await store.settle([Refreshed("u", version, 5_000, early)]) == [False]
+        assert await store.dirty([here], 10) == [Dirty("u", 1_000)]
+    assert await store.settle([Refreshed("u", 2, 5_000, late)]) == [True]
 
 
 @both
@@ -151,7 +166,7 @@ async def test_all_histories_are_scanned_and_dirty_users_counted(make: Any) -> N
     found = dict([pair async for page in store.scan() for pair in page])
     assert found == dict(zip(users, await store.read(users), strict=True))
     assert await store.dirty_count() == len(users)
-    await store.settle([Refreshed(users[0], 2, 5_000)])
+    await store.settle([Refreshed(users[0], 2, 5_000, 0)])
     assert await store.dirty_count() == len(users) - 1
 
 
@@ -227,7 +242,7 @@ def test_the_scripts_and_the_model_agree_on_every_byte(redis_db: str, stream: li
         seen: list[Any] = [await store.append([part]) for part in plan]
         seen.append(await store.fill({"u": dict.fromkeys(fills, b"new")}))
         seen += [await store.read(["u"]), await store.dirty([shard("u")], 5)]
-        return [*seen, await store.settle([Refreshed("u", 9, 77)]), await store.dirty([shard("u")], 5)]
+        return [*seen, await store.settle([Refreshed("u", 9, 77, 0)]), await store.dirty([shard("u")], 5)]
 
     async def on_redis() -> list[Any]:
         client = redis_adapter.connect(redis_db, load())

@@ -61,9 +61,11 @@ def unit(*shape: int, seed: int = 0) -> Any:
     return drawn / np.linalg.norm(drawn, axis=-1, keepdims=True)
 
 
-def profile(user_id: str = "ada", version: int = 1, seed: int = 0) -> Profile:
+def profile(user_id: str = "ada", version: int = 1, seed: int = 0, token: int = 1) -> Profile:
     weights = np.random.default_rng(seed).dirichlet(np.ones(K), len(SCENARIOS)).astype(np.float32)
-    return Profile(user_id, version, "1", 1, 1_700_000_000_000 + seed, unit(len(SCENARIOS), K, seed=seed), weights)
+    return Profile(
+        user_id, version, "1", 1, 1_700_000_000_000 + seed, token, unit(len(SCENARIOS), K, seed=seed), weights
+    )
 
 
 def entry(item_id: str, seed: int = 0, **fields: Any) -> CatalogueEntry:
@@ -93,6 +95,14 @@ async def test_an_older_profile_never_overwrites_a_newer_one(vectors: QdrantVect
     assert same(profile("ada", version=5, seed=1), await vectors.profile("ada"))
     assert same(profile("bob", version=2, seed=2), await vectors.profile("bob"))
     assert same(profile("eve"), await vectors.profile("eve"))
+
+
+async def test_an_equal_version_of_an_earlier_owner_is_refused(vectors: QdrantVectors) -> None:
+    await vectors.put_profiles([profile(version=5, seed=1, token=7)])
+    await vectors.put_profiles([profile(version=5, seed=2, token=6)])
+    assert same(profile(version=5, seed=1, token=7), await vectors.profile("ada"))
+    await vectors.put_profiles([profile(version=6, seed=3, token=6)])
+    assert same(profile(version=6, seed=3, token=6), await vectors.profile("ada"))
 
 
 async def test_an_equal_version_is_written_again(vectors: QdrantVectors) -> None:

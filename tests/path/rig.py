@@ -12,8 +12,10 @@ from stream.catalog import Catalog
 from stream.dirty_queue import DirtyQueue
 from stream.events import Scenario
 from stream.history import History, decode
+from stream.identity import SHARDS
 from stream.ingest import Ingest, ItemCache
 from stream.ledger import Batch, Record
+from stream.ownership import Ownership
 from stream.pending import Pending
 from stream.ports import ModelCard
 from stream.refresh import Pace, Refresher
@@ -33,7 +35,8 @@ class Rig:
         self.vectors = parts.get("vectors") or MemoryVectors()
         self.log = parts.get("log") or MemoryLog()
         self.registry = parts.get("registry") or MemoryRegistry()
-        self.queue, self.stats = DirtyQueue(), Stats()
+        self.stats = Stats()
+        self.queue = DirtyQueue(stats=self.stats, **parts.get("queue", {}))
         self.cache = ItemCache(self.items, 100)
         self.ingest = Ingest(
             histories=self.histories,
@@ -64,8 +67,8 @@ class Rig:
             card=CARD,
             queue=self.queue,
             stats=self.stats,
-            pace=Pace(batch=8, concurrency=1, sweep_interval=0.05),
-            owned=lambda: range(4096),
+            pace=parts.get("pace") or Pace(batch=8, concurrency=1, sweep_interval=0.05),
+            ownership=Ownership(self.histories, lambda: frozenset(range(SHARDS))),
         )
 
     async def provision(self) -> "Rig":
@@ -80,7 +83,7 @@ class Rig:
 
     async def refresh(self) -> int:
         """Refresh whoever is queued; how many."""
-        marks = self.queue.take(100, time.monotonic())
+        marks = self.queue.take(100, time.monotonic(), time.time() * 1000)
         await self.refresher.refresh(marks)
         self.queue.done(m.user_id for m in marks)
         return len(marks)

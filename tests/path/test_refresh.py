@@ -43,6 +43,17 @@ async def test_a_dirty_user_gets_a_point_of_the_historys_version_and_is_announce
     assert rig.stats.counts["refreshes"] == 2
 
 
+async def test_inferences_made_and_saved_add_up_to_the_events() -> None:
+    rig = await Rig().provision()
+    await rig.feed(event(1), event(2), event(3, user="v"))
+    await rig.feed(event(4), first=3)
+    await rig.refresh()
+    await rig.feed(event(5), first=4)
+    await rig.refresh()
+    counts = rig.stats.counts
+    assert (counts["inferences"], counts["inferences_saved"], counts["events_applied"]) == (3, 2, 5)
+
+
 async def test_an_event_during_the_refresh_keeps_the_user_dirty_and_queued() -> None:
     rig = await Rig().provision()
 
@@ -197,7 +208,7 @@ class Choosy(MemoryVectors):
 async def test_one_user_refused_for_good_does_not_hold_up_the_others() -> None:
     rig = await Rig(vectors=Choosy()).provision()
     await rig.feed(*(event(n, user=f"u{n}") for n in range(8)))
-    marks = rig.queue.take(100, time.monotonic())
+    marks = rig.queue.take(100, time.monotonic(), 0.0)
     await rig.refresher._refresh_or_split(marks)
     assert [m.user_id for m in await rig.histories.dirty(range(SHARDS), 9)] == ["u3"]
     assert rig.stats.counts["refreshes_refused"] == 1
@@ -243,7 +254,7 @@ async def test_settling_an_older_version_keeps_the_mark() -> None:
     histories = MemoryHistories(4, 1)
     rig = await Rig(histories=histories).provision()
     await rig.feed(event(1), event(2))
-    assert await histories.settle([Refreshed("u", 1, 5)]) == [False]
+    assert await histories.settle([Refreshed("u", 1, 5, 0)]) == [False]
 
 
 async def test_the_catalogue_says_which_item_a_text_is_of() -> None:
