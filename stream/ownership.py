@@ -13,8 +13,8 @@ partitions away, and it does not know. What it may still do when it wakes, and w
 
 A token is taken before the first refresh in its shard, and only when the group's coordinator has just confirmed the
 membership, so a zombie takes none. Until the new owner's first refresh in a shard the zombie's token there is in force,
-and it does no harm: what it clears, Qdrant has. One that falls asleep between the two takes one too late; then the true owner finds
-its own refused, is confirmed, and takes the next. Meanwhile both write what is in Redis now.
+and it does no harm: what it clears, Qdrant has. One that falls asleep between the two takes one too late; then the true
+owner finds its own refused, is confirmed, and takes the next. Meanwhile both write what is in Redis now.
 """
 
 import asyncio
