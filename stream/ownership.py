@@ -11,9 +11,10 @@ partitions away, and it does not know. What it may still do when it wakes, and w
 - begin another refresh: it sees first that its tokens are no longer in force
 - announce a profile that was refused: this is not prevented. An announcement says that there is news, not what it is
 
-A token is taken only when the group's coordinator has just confirmed the membership, so a zombie takes none. One that
-falls asleep between the two takes one too late; then the true owner finds its own refused, is confirmed, and takes the
-next. Meanwhile both write what is in Redis now.
+A token is taken before the first refresh in its shard, and only when the group's coordinator has just confirmed the
+membership, so a zombie takes none. Until the new owner's first refresh in a shard the zombie's token there is in force,
+and it does no harm: what it clears, Qdrant has. One that falls asleep between the two takes one too late; then the true
+owner finds its own refused, is confirmed, and takes the next. Meanwhile both write what is in Redis now.
 """
 
 import asyncio
@@ -42,27 +43,19 @@ class Ownership:
         self._tokens: dict[int, int] = {}
         self._taking = asyncio.Lock()
 
-    async def shards(self) -> list[int]:
-        """Those that this worker owns."""
-        await self._take()
-        return sorted(self._tokens)
+    def shards(self) -> list[int]:
+        """Those that this worker was assigned."""
+        return sorted(self._assigned())
 
     async def tokens(self, users: Sequence[str]) -> dict[str, int]:
-        """The token of each of these users who is this worker's; shards that have got another owner are given up."""
-        await self._take()
-        numbers = sorted({shard(user) for user in users} & self._tokens.keys())
-        for number, owner in zip(numbers, await self._histories.owners(numbers), strict=True):
-            if owner != self._tokens.get(number):
-                self._tokens.pop(number, None)
-        return {user: self._tokens[shard(user)] for user in users if shard(user) in self._tokens}
-
-    async def _take(self) -> None:
-        """Give up what is no longer assigned, and take what is and was not, or was lost."""
+        """A token in force for each of these users who is this worker's; taken where it has none."""
+        numbers = sorted({shard(user) for user in users} & self._assigned())
         async with self._taking:
-            assigned = self._assigned()
-            if assigned == self._tokens.keys():
-                return
-            self._tokens = {number: token for number, token in self._tokens.items() if number in assigned}
-            missing = [number for number in assigned if number not in self._tokens]
-            if missing and await self._confirmed():
-                self._tokens |= dict(zip(missing, await self._histories.own(missing), strict=True))
+            owners = dict(zip(numbers, await self._histories.owners(numbers), strict=True))
+            lost = [number for number, owner in owners.items() if owner != self._tokens.get(number)]
+            for number in lost:
+                self._tokens.pop(number, None)
+            if lost and await self._confirmed():
+                self._tokens |= dict(zip(lost, await self._histories.own(lost), strict=True))
+            held = {number: self._tokens[number] for number in numbers if number in self._tokens}
+        return {user: held[shard(user)] for user in users if shard(user) in held}

@@ -91,7 +91,7 @@ class Refresher:
         """Find dirty users that nobody told us of: of a worker that died, of a rebalance, of the catalogue."""
         while True:
             try:
-                marks = await self._histories.dirty(await self._ownership.shards(), SWEEP_PAGE)
+                marks = await self._histories.dirty(self._ownership.shards(), SWEEP_PAGE)
                 settled_ms = time.time() * 1000 - self._pace.sweep_interval * 1000  # younger marks have been told of
                 self._penalised = {user: until for user, until in self._penalised.items() if until > time.monotonic()}
                 self._queue.prune()
