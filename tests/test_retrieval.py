@@ -36,11 +36,12 @@ def axes(*parts: float) -> Any:
 
 
 def catalogue() -> list[CatalogueEntry]:
-    """Item i of a group is the nearer to the group's axis the smaller i is; the last group is nearest to its axis."""
+    """Item i of a group is the nearer to the group's axis the smaller i is; the last group is nearest to its axis. All
+    are a little off the other axes too: equal scores would be ranked as each processor rounds."""
     entries = []
     for g, group in enumerate(GROUPS):
         for i in range(EACH):
-            vector = axes(*np.eye(K)[g], *np.eye(EACH)[i] * (0.3 + i / 10 - g / 10))
+            vector = axes(*np.where(np.arange(K) == g, 1, 0.02 - i / 1_000), *np.eye(EACH)[i] * (0.3 + i / 10 - g / 10))
             item = Item(item_id=f"{group} {i}", title=group, category=group, attributes={"rank": i})
             entries.append(CatalogueEntry(item, vector, 1.0))
     return entries
