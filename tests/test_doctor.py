@@ -185,6 +185,7 @@ def test_an_examined_redis_is_as_before(examine: Examine, server: Server, client
         ({"maxmemory": "1"}, "memory", "wrong", "nothing more can be written"),
         ({"appendonly": "no"}, "persistence", "warning", "neither append-only file nor snapshots"),
         ({"appendonly": "no", "save": "60 1"}, "persistence", "warning", "snapshots only"),
+        ({"appendfsync": "everysec"}, "persistence", "warning", "appendfsync is everysec: Redis may answer before"),
     ],
 )
 def test_a_redis_that_would_lose_histories(

@@ -42,7 +42,7 @@ def checks(redis: Redis, url: str) -> list[Check]:
         Check(
             "persistence",
             partial(_persistence, redis),
-            f"{cli} CONFIG SET appendonly yes, and the same in redis.conf",
+            f"{cli} CONFIG SET appendonly yes, CONFIG SET appendfsync always, and the same in redis.conf",
         ),
         Check(
             "scripts",
@@ -99,7 +99,9 @@ async def _persistence(redis: Redis) -> str:
     if info["aof_enabled"] and info["aof_last_write_status"] != "ok":
         raise Permanent("the append-only file cannot be written: see the log of Redis and its disk")
     if info["aof_enabled"]:
-        return "append-only file"
+        if (sync := (await guarded(redis.config_get("appendfsync"))).get("appendfsync", "always")) != "always":
+            raise Doubt(f"appendfsync is {sync}: Redis may answer before it writes, and lose that if it is killed")
+        return "append-only file, synced before Redis answers"
     if (await guarded(redis.config_get("save")))["save"]:
         raise Doubt("snapshots only: a crash takes what came since the last one, and Kafka does not send it again")
     raise Doubt("neither append-only file nor snapshots: a restart takes every history")
