@@ -138,6 +138,7 @@ class System:
                 raise Stuck(f"a worker has ended by itself: {worker.last_words()}")
         for name in [name for name, server in self.servers.items() if not server.alive]:
             print(f"{name} has ended by itself and is started again", file=sys.stderr, flush=True)
+            await asyncio.to_thread(self.servers[name].stop)
             await self.start(name)
 
     def _signal(self, name: str, number: signal.Signals) -> None:
