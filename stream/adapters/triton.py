@@ -109,6 +109,7 @@ class TritonModels:
         inputs = [_input(tensor, columns[tensor.name]) for tensor in INPUTS[model]]
         result = await self._call("infer", model, inputs)
         outputs = {tensor.name: result.as_numpy(tensor.name) for tensor in OUTPUTS[model]}
+        _refuse_torn(model, outputs, rows=len(next(iter(columns.values()))))
         version: str = result.get_response().model_version
         await self._vet(model, version)
         return outputs, version
@@ -151,6 +152,13 @@ def _strings(texts: Sequence[str]) -> NDArray[Any]:
 def _input(tensor: Tensor, array: NDArray[Any]) -> Any:
     column = grpc.InferInput(tensor.name, list(array.shape), tensor.dtype)
     return column.set_data_from_numpy(np.ascontiguousarray(array))
+
+
+def _refuse_torn(model: str, outputs: Mapping[str, NDArray[Any] | None], rows: int) -> None:
+    """A tritonserver that is about to die may answer without an error and without tensors."""
+    for name, array in outputs.items():
+        if array is None or len(array) != rows:
+            raise Transient(f"Triton's answer of {model} lacks rows of {name}")
 
 
 def _refuse_misfit(model: str, config: Any) -> None:

@@ -266,6 +266,18 @@ async def test_the_status_decides_whether_asking_again_helps(status: Any, kind: 
             await models.encode(["tea"])
 
 
+async def test_an_answer_without_tensors_is_transient() -> None:
+    """As a tritonserver gives that was frozen, before it dies."""
+
+    class Hollow(Impostor):
+        async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
+            return service_pb2.ModelInferResponse(model_name=request.model_name, model_version="1")
+
+    async with facing(Hollow()) as models:
+        with pytest.raises(Transient, match="Triton's answer of item_encoder lacks rows of EMBEDDING"):
+            await models.encode(["tea"])
+
+
 async def test_a_late_answer_is_transient() -> None:
     async with facing(Impostor(), timeout=0.2) as models:
         with pytest.raises(Transient, match="Deadline"):

@@ -132,9 +132,9 @@ async def judge(system: System, truth: Truth, watch: Watch, since_ms: int, order
             *(f"law 3 or 4: {user} has an old profile" for user in found.stale),
             *_announced(found, ordered),
             *(
-                f"law 5: {user} replayed is another"
-                for user, data in found.packed.items()
-                if data != replayed.get(user)
+                f"law 5: {u}: {_difference(d, replayed.get(u))}"
+                for u, d in found.packed.items()
+                if d != replayed.get(u)
             ),
             *(f"law 6: {user} is in other partitions, too" for user in _astray(system, found)),
             *(f"law 9: {value!r} was refused" for value in found.letters - truth.letters),
@@ -198,6 +198,15 @@ async def _replayed(system: System, log: dict[str, list[Batch]]) -> dict[str, by
         pass
     await rig.vectors.close()
     return fresh.packed
+
+
+def _difference(data: bytes | None, replayed: bytes | None) -> str:
+    """The first record that is another, else all there is."""
+    one, other = (history.decode(each) if each else None for each in (data, replayed))
+    for mine, theirs in zip(one.records if one else (), other.records if other else (), strict=False):
+        if mine != theirs:
+            return f"{mine} replayed is {theirs}"
+    return f"{one} replayed is {other}"
 
 
 def _astray(system: System, found: Found) -> list[str]:

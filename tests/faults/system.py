@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -63,8 +64,9 @@ class System:
         if name == "worker":
             self.workers.pop(0).kill()
         else:
-            _signal(self.servers[name], signal.SIGKILL)
-            await asyncio.to_thread(self.servers[name].stop)
+            server = self.servers.pop(name)
+            _signal(server, signal.SIGKILL)
+            await asyncio.to_thread(server.stop)
 
     async def start(self, name: str) -> None:
         """Start a server on its old port and folder, or another worker."""
@@ -116,12 +118,10 @@ class System:
         await self.until(lambda: self.opened.histories.dirty(shards, len(users)), [])
 
     async def until(self, look: Callable[[], Awaitable[Any]], goal: Any) -> None:
-        """Return when `look` answers `goal`. Raises `Stuck`, also when a worker has ended by itself."""
+        """Return when `look` answers `goal`. Raises `Stuck`."""
         last, moved = None, time.monotonic()
         while True:
-            for worker in self.workers:
-                if not worker.alive:
-                    raise Stuck(f"a worker has ended by itself: {worker.last_words()}")
+            await self._supervise()
             if (now := await _tried(look)) == goal:
                 return
             if now != last:
@@ -129,6 +129,17 @@ class System:
             if time.monotonic() - moved > PATIENCE:
                 raise Stuck(f"stuck at {now}, not {goal}, for {PATIENCE:g} s")
             await asyncio.sleep(LOOK_SECONDS)
+
+    async def _supervise(self) -> None:
+        """A worker must not end by itself. A server may: Triton's Python backend (2.51) aborts now and then when it was
+        frozen (boost's lock_exception); whoever runs it would start it again."""
+        for worker in self.workers:
+            if not worker.alive:
+                raise Stuck(f"a worker has ended by itself: {worker.last_words()}")
+        for name in [name for name, server in self.servers.items() if not server.alive]:
+            print(f"{name} has ended by itself and is started again", file=sys.stderr, flush=True)
+            await asyncio.to_thread(self.servers[name].stop)
+            await self.start(name)
 
     def _signal(self, name: str, number: signal.Signals) -> None:
         if name == "worker":

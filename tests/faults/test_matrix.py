@@ -21,7 +21,7 @@ SHORT = [
     Cell("worker", "freeze", "before ingest 3 append"),
     Cell("kafka", "kill", "before ingest 6 commit"),
     Cell("redis", "kill", "after ingest 3 append"),
-    Cell("triton", "freeze", "before refresh 3 interests"),
+    Cell("triton", "kill", "before refresh 3 interests"),
     Cell("qdrant", "kill", "before refresh 4 upsert"),
 ]
 
