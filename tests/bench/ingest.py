@@ -1,6 +1,7 @@
 """Events a second of one process: three ways to get them from Kafka, two things to do with them."""
 
 import asyncio
+import gc
 import json
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -10,6 +11,7 @@ import faust
 from aiokafka import AIOKafkaConsumer
 
 from stream.batches import Batch, Record, application, consume, run
+from stream.commands.worker import YOUNG
 from stream.events import Scenario
 from stream.services import Services, Stores, producer
 from stream.synthetic import synthesize
@@ -36,6 +38,7 @@ Delivery = Callable[[System, "Meter"], Awaitable[None]]
 
 def measure(system: System) -> Section:
     names = _produce(system)
+    gc.set_threshold(YOUNG, *gc.get_threshold()[1:])  # as a worker has it; here every lane
     lanes = {
         PLAIN: (_bare, _parse, EVENTS),
         "batch agent, json.loads": (_batches, _parse, EVENTS),
