@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 from collections import defaultdict
 from dataclasses import dataclass
 from itertools import count
@@ -14,7 +15,7 @@ from stream.topics import EVENT_TOPICS, ITEMS
 USERS = 50
 ITEMS_PER_BURST = 3
 REPEATED = 20  # events of a burst, and of the one before, that are sent once more
-START_MS = 1_750_000_000_000
+AGO_MS = 60_000  # the first event's age: none is late, and none ahead
 
 Line = tuple[int, int, int, int]  # ts, scenario, action, item index: in this order histories are sorted
 
@@ -34,7 +35,7 @@ class Truth:
     def __init__(self, name: str) -> None:
         self._name = name
         self._rng = random.Random(name)
-        self._clock = count(START_MS)
+        self._clock = count(int(time.time() * 1000) - AGO_MS)
         self._bursts = 0
         self._sent: list[Message] = []  # good events, latest last
         self.users = [f"{name}-u{n}" for n in range(USERS)]

@@ -27,7 +27,7 @@ from stream.stores import Codebook
 SCRIPT = Path(__file__).with_name("zombie.py")
 ROOT = SCRIPT.parents[2]
 USERS = [f"u{n}" for n in range(40)]
-NOW_MS = 1_750_000_000_000
+NOW_MS = int(time.time() * 1000) - 60_000  # a minute ago
 PATIENCE = 90.0  # seconds
 
 
