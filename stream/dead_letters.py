@@ -13,10 +13,11 @@ from itertools import islice
 from typing import Self
 
 from stream.dead_topic import Letter, decode
-from stream.errors import UserError
+from stream.errors import Permanent, UserError
+from stream.events import parse_event, parse_item
 from stream.ports import Outcome, Place, Reader, Returns, Settlement
 from stream.scratch import scratch
-from stream.topics import EVENT_TOPICS, ITEMS
+from stream.topics import EVENT_TOPICS, ITEMS, SCENARIO_OF
 
 OPEN = "open"
 RUN = 50  # letters under way at once, of up to 2.5 MB
@@ -142,7 +143,7 @@ async def replay(
     """Put originals back onto their own topics, with `value` for theirs if it is given, and settle their letters."""
     done = Settled()
     for run in _runs(letters if value is None else (letter.mended(value) for letter in letters)):
-        obstacles = [_obstacle(letter) for letter in run]
+        obstacles = [_obstacle(letter) or (_fault(letter) if value is not None else None) for letter in run]
         sound = [letter for letter, obstacle in zip(run, obstacles, strict=True) if obstacle is None]
         refusals = await log.send_back([letter.original for letter in sound])
         arrived = [letter.place for letter, refusal in zip(sound, refusals, strict=True) if refusal is None]
@@ -179,6 +180,16 @@ def _obstacle(letter: Letter) -> str | None:
         return "its key was cut"
     if letter.was_cut("bytes"):
         return "its value was cut: replay it by name, with the whole value in --value FILE"
+    return None
+
+
+def _fault(letter: Letter) -> str | None:
+    """What is still wrong with a value that a person gave."""
+    topic, given = letter.original.topic, letter.original.value or b""
+    try:
+        parse_item(given) if topic == ITEMS else parse_event(SCENARIO_OF[topic], given)
+    except Permanent as error:
+        return f"the value given would be refused again: {error}"
     return None
 
 

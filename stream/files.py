@@ -7,6 +7,7 @@ second time counts nothing, as far back as the window of event ids remembers (`F
 """
 
 import json
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -156,6 +157,7 @@ def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
         rest = line
         while len(rest) == LINE_BYTES and not rest.endswith(b"\n"):
             rest = file.readline(LINE_BYTES)
+        line = line.removeprefix(BOM_UTF8) if number == 1 else line
         if line.strip():
             yield number, line
 
@@ -186,7 +188,12 @@ def _parquet(path: Path, required: Sequence[str]) -> Iterator[Any]:
 
 
 def _json(record: dict[str, Any]) -> bytes:
-    return json.dumps(record, default=str, ensure_ascii=False).encode(errors="surrogatepass")
+    return json.dumps(record, default=_plain, ensure_ascii=False).encode(errors="surrogatepass")
+
+
+def _plain(value: Any) -> str:
+    """Bytes are text; what in them is no UTF-8 stays none, to be refused."""
+    return value.decode(errors="surrogateescape") if isinstance(value, bytes) else str(value)
 
 
 def _event_id(number: int, record: dict[str, Any]) -> str:

@@ -117,8 +117,8 @@ class Settings(BaseSettings):
     def _bootstrap(cls, value: str | None) -> str | None:
         for server in (value or "").split(",") if value is not None else ():
             host, _, port = server.strip().rpartition(":")
-            if not host or not port.isdigit():
-                raise ValueError("write host:port[,host:port]")
+            if not host or not port.isdigit() or "/" in host:
+                raise ValueError("write host:port[,host:port], without a scheme")
         return value
 
     @field_validator("redis_url")

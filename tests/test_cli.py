@@ -73,6 +73,7 @@ def test_debug_shows_the_stack_trace(monkeypatch: pytest.MonkeyPatch) -> None:
         ["validate", "."],
         ["produce"],
         ["produce", "--events", "x.jsonl", "--rate", "0"],
+        ["produce", "--events", "x.jsonl", "--rate", "nan"],
         ["produce", "--events", "x.jsonl"],
         ["dead", "nonsense"],
         ["dead", "show"],

@@ -202,10 +202,17 @@ def test_a_mended_letter_is_sent_in_the_place_of_the_original(desk: Desk, tmp_pa
     desk.refuse(b'{"ts": ', b"x" * 2_600_000)
     broken, cut = desk.names()
     assert b"0 replayed, 1 refused" in desk("replay", cut, code=1)
-    for name in (broken, cut):
-        (tmp_path / "mended").write_bytes(desk("show", name, "--raw")[:8] + b"1}")
-        assert b"1 replayed" in desk("replay", name, "--value", str(tmp_path / "mended"))
-    assert sorted(desk.sent_back()) == [("events.feed", b"xxxxxxxx1}"), ("events.feed", b'{"ts": 1}')]
+    value, mended = (
+        tmp_path / "mended",
+        b'{"event_id": "e", "user_id": "u", "item_id": "i", "action": "click", "ts": %d}',
+    )
+    for name, ts in ((broken, 1_750_000_000_000), (cut, 1_750_000_000_001)):
+        for wrong in (b"", desk("show", name, "--raw")):
+            value.write_bytes(wrong)
+            assert b"0 replayed, 1 refused" in desk("replay", name, "--value", str(value), code=1)
+        value.write_bytes(mended % ts)
+        assert b"1 replayed" in desk("replay", name, "--value", str(value))
+    assert sorted(desk.sent_back()) == [("events.feed", mended % ts) for ts in (1_750_000_000_000, 1_750_000_000_001)]
     assert f"dead letter {cut} was replayed before" in desk("replay", cut, code=2).decode()
     assert f"letter {cut}, replayed, " in desk("show", cut).decode()
 

@@ -127,6 +127,22 @@ def test_columns_of_another_type_are_faults(tmp_path: Path, ts: Any) -> None:
     assert fault.reason.startswith("ts: ")
 
 
+def test_a_column_of_bytes_is_text_if_it_is_utf_8(tmp_path: Path) -> None:
+    columns: dict[str, Any] = {name: [value] * 2 for name, value in EVENT.items()}
+    good, fault = read_events(
+        parquet(tmp_path, **columns | {"user_id": pa.array(["é".encode(), b"\xff"], pa.binary())})
+    )
+    assert isinstance(good, EventLine)
+    assert good.event.user_id == "é"
+    assert isinstance(fault, Fault)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path) -> None:
+    path = jsonl(tmp_path, line())
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert isinstance(next(iter(read_events(path))), EventLine)
+
+
 def test_a_file_as_a_whole_is_refused_in_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("hello")
     (tmp_path / "torn.parquet").write_bytes(b"PAR1 and then nothing")

@@ -44,6 +44,7 @@ def test_settings_are_frozen() -> None:
         ("REFRESH_BACKLOG_RATE", "inf"),
         ("KAFKA_URL", "localhost"),
         ("KAFKA_URL", "a:1,b"),
+        ("KAFKA_URL", "http://h:9092"),
         ("REDIS_URL", "http://h:1"),
         ("TRITON_URL", "http://h:1"),
         ("QDRANT_URL", "h:6333"),

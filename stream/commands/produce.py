@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from math import isfinite
 from pathlib import Path
 
 import click
@@ -31,6 +32,8 @@ def command(event_path: Path, item_path: Path | None, rate: float | None) -> Non
     content, so that sending it again counts nothing, as far back as the window of event ids remembers.
     """
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # it raises what it logs
+    if rate is not None and not isfinite(rate):
+        raise UserError(f"--rate {rate}: give a number of events a second, or leave it out for as fast as it goes")
     settings = load()
     bootstrap = settings.kafka_url or find(settings).kafka
     asyncio.run(_produce(settings, bootstrap, event_path, item_path, rate))

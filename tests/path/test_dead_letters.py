@@ -131,12 +131,18 @@ async def test_what_cannot_be_replayed_is_refused_and_stays_open() -> None:
     assert counts == {OPEN: 5, "replayed": 1}
     assert [original.offset for original in log.sent_back] == [0]
 
-    async def whole(**arguments: Any) -> Settled:
-        return await replay(value=b"whole", **arguments)
+    def sending(value: bytes) -> Any:
+        async def sent(**arguments: Any) -> Settled:
+            return await replay(value=value, **arguments)
 
-    done, counts = await act(log, Wanted(reason="r", topic="items"), whole)
+        return sent
+
+    done, counts = await act(log, Wanted(reason="r", topic="items"), sending(b""))
+    assert (done.count, done.refused.total()) == (0, 2)
+    whole = b'{"item_id": "k", "title": "whole"}'
+    done, counts = await act(log, Wanted(reason="r", topic="items"), sending(whole))
     assert (done.count, done.refused) == (1, {"its key was cut": 1})
-    assert log.sent_back[1].value == b"whole"
+    assert log.sent_back[1].value == whole
     done, counts = await act(log, Wanted(), drop)
     assert counts == {"replayed": 2, "dropped": 4}
 
