@@ -41,9 +41,6 @@ class MemoryModels:
         self._card = ModelCard(dim, interests, code_bytes, codebook_version=1, model_version="1")
         self._warm = warm
 
-    async def ready(self) -> bool:
-        return True
-
     async def close(self) -> None:
         pass
 
