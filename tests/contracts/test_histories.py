@@ -337,7 +337,7 @@ async def test_a_replica_is_transient_until_it_is_promoted(redis_db: str) -> Non
     store = RedisHistories(client, code_bytes=CODE_BYTES, codebook_version=CODEBOOK, length=LENGTH, window=WINDOW)
     await client.replicaof("127.0.0.1", 1)
     try:
-        with pytest.raises(Transient, match="(?i)read ?only"):
+        with pytest.raises(Transient, match=r"(?i)read ?only"):
             await store.append([append(entry(1, record(1)))])
     finally:
         await client.replicaof("NO", "ONE")
