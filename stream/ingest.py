@@ -172,8 +172,8 @@ def group(arrivals: Sequence[Arrival], source: Source, items: Mapping[str, Store
         Append(
             user_id=user,
             source=source,
-            produced_ms=min(now_ms, *(a.record.timestamp for a in theirs if a.record.timestamp > 0), now_ms),
-            entries=tuple(_entry(a, source.scenario, items) for a in theirs),
+            produced_ms=min([now_ms, *[a.record.timestamp for a in theirs if a.record.timestamp > 0]]),
+            entries=tuple([_entry(a, source.scenario, items) for a in theirs]),
         )
         for user, theirs in by_user.items()
     ]

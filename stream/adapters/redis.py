@@ -11,6 +11,7 @@ from hashlib import sha1
 from importlib.resources import files
 from typing import Any, TypeVar, cast
 
+from hiredis import pack_command
 from redis import exceptions
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
@@ -48,7 +49,7 @@ def connect(url: str, settings: Settings) -> Redis:
     password = settings.redis_password.get_secret_value() if settings.redis_password else None
     extra: dict[str, Any] = {"password": password} if password else {}
     try:
-        return Redis.from_url(
+        client = Redis.from_url(
             url,
             socket_timeout=settings.redis_timeout,
             socket_connect_timeout=settings.redis_timeout,
@@ -58,6 +59,19 @@ def connect(url: str, settings: Settings) -> Redis:
         )
     except ValueError:
         raise UserError(f"{masked(url)!r} is no Redis: write redis://host:port/db or rediss://host:port/db") from None
+    client.connection_pool.connection_class = _packing(client.connection_pool.connection_class)
+    return client
+
+
+def _packing(connection: type[Any]) -> type[Any]:
+    """That kind of connection, with commands packed by hiredis: redis-py's asyncio half does it in Python, six times
+    slower."""
+
+    class Packing(connection):
+        def pack_command(self, *arguments: Any) -> list[bytes]:
+            return [pack_command((*arguments[0].encode().split(), *arguments[1:]))]
+
+    return Packing
 
 
 @lru_cache
