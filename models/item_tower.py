@@ -16,6 +16,7 @@ from models.errors import BadInput
 from models.files import write_tensors
 from models.item_index import ItemIndex
 from models.item_vectors import ItemVectors, View
+from models.pieces import in_pieces
 from models.text_encoder import TextEncoder
 
 LANGUAGE_MODEL = "language_model"  # subfolder: what transformers saves, with its tokenizer
@@ -61,11 +62,10 @@ class ItemTower(nn.Module):
         self.vectors = ItemVectors(config.views, features, len(self.index), config.dropout)
 
     def forward(self, texts: Sequence[str], ids: Sequence[str] | None = None) -> Tensor:
-        """Unit vectors [N, dim] of N texts, each the same whatever its neighbours are. Any text works, even none; an
-        id that is empty or unknown is a cold item's."""
+        """Unit vectors [N, dim] of N texts, each the same to the last bit whatever its neighbours are. Any text
+        works, even none; an id that is empty or unknown is a cold item's."""
         rows = self.rows([""] * len(texts) if ids is None else ids)
-        vectors: Tensor = self.vectors(self.features(texts, rows), rows)
-        return vectors
+        return in_pieces(self.vectors, self.features(texts, rows), rows)
 
     def rows(self, ids: Sequence[str]) -> Tensor:
         """int64 [N]: the row of each id in the table, -1 of a cold one."""

@@ -30,7 +30,7 @@ def text_encoder(data: Behaviour, training: NDArray[np.bool_], steps: int, rng: 
         rows = rng.integers(len(lefts), size=PAIRS)
         left, right = torch.from_numpy(lefts[rows]), torch.from_numpy(rights[rows])
         texts = [data.texts[place] for place in torch.cat([left, right]).tolist()]
-        a, b = head(encoder(texts)).chunk(2)
+        a, b = head(encoder.encode(*encoder.tokenize(texts))).chunk(2)
         update(loss(a[:, None], b, b, right[:, None] == right).mean())
     return encoder.eval()
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers import AutoModel, AutoTokenizer
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -17,6 +18,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from models.errors import BadInput
+from models.pieces import in_pieces, rounded_up
 
 
 class TextEncoder(nn.Module):
@@ -51,10 +53,18 @@ class TextEncoder(nn.Module):
         return cls(model.eval(), tokenizer, max_tokens)
 
     def forward(self, texts: Sequence[str]) -> Tensor:
-        """Float32 states [N, width] of N texts, each the same whatever its neighbours are; zeros for a blank text."""
+        """Float32 states [N, width] of N texts, zeros for a blank text. Each is the same to the last bit whatever its
+        neighbours are: those padded to one length are encoded together (`pieces`)."""
+        states = self.token.new_zeros(len(texts), self.width)
         if not texts:
-            return self.token.new_zeros(0, self.width)
-        return self.encode(*self.tokenize(texts))
+            return states
+        ids, mask = self.tokenize(texts)
+        lengths = [rounded_up(tokens, self.max_tokens) for tokens in mask.sum(dim=1).tolist()]
+        for length in set(lengths):
+            rows = [row for row, own in enumerate(lengths) if own == length]
+            padding = (0, length - ids.shape[1])  # where it is negative, it cuts
+            states[rows] = in_pieces(self.encode, pad(ids[rows], padding), pad(mask[rows], padding))
+        return states
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Token ids and mask [N, T] of N ≥ 1 texts, padded at the end, T ≥ 1. A blank text has no token."""

@@ -63,11 +63,11 @@ def connect(url: str, settings: Settings) -> Redis:
     return client
 
 
-def _packing(connection: type[Any]) -> type[Any]:
+def _packing(connection: Any) -> Any:
     """That kind of connection, with commands packed by hiredis: redis-py's asyncio half does it in Python, six times
     slower."""
 
-    class Packing(connection):
+    class Packing(connection):  # type: ignore[misc]
         def pack_command(self, *arguments: Any) -> list[bytes]:
             return [pack_command((*arguments[0].encode().split(), *arguments[1:]))]
 

@@ -98,6 +98,9 @@ async def test_item_encoder_serves_the_offline_answer(triton: grpc.InferenceServ
             vectors = tower(request)
         np.testing.assert_allclose(answer["EMBEDDING"], vectors, atol=TOLERANCE)
         np.testing.assert_array_equal(answer["CODES"], codebook.encode(torch.tensor(answer["EMBEDDING"])))
+        alike = [answers[4 + rows.index(text)] for text in request]  # each alone: a replay meets other neighbours
+        np.testing.assert_array_equal(answer["EMBEDDING"], np.concatenate([one["EMBEDDING"] for one in alike]))
+        np.testing.assert_array_equal(answer["CODES"], np.concatenate([one["CODES"] for one in alike]))
         np.testing.assert_allclose(answer["FIDELITY"][:, 0], codebook.fidelity(vectors), atol=TOLERANCE)
 
 

@@ -8,6 +8,7 @@ import triton_python_backend_utils as pb_utils
 
 from models.codebook import ResidualCodebook
 from models.item_tower import ItemTower
+from models.pieces import in_pieces
 from models.serving import BadRequestError, Columns, answer_together, device_of, parameters_must_be
 
 
@@ -30,7 +31,7 @@ class TritonPythonModel:
     @torch.inference_mode()
     def _encode(self, rows: list[tuple[str, str]]) -> Columns:
         vectors = self.tower(*zip(*rows, strict=True))
-        codes = self.codebook.encode(vectors)
+        codes = in_pieces(self.codebook.encode, vectors)
         fidelity = (vectors * self.codebook.decode(codes)).sum(dim=-1, keepdim=True)
         columns = {"EMBEDDING": vectors, "CODES": codes, "FIDELITY": fidelity}
         return {name: column.cpu().numpy() for name, column in columns.items()}
