@@ -23,14 +23,13 @@ class Admission:
 
     def event(self, scenario: str, record: Record) -> Event:
         """The event in `record`. Raises `Permanent` with `field: what is wrong`, or `late: …`."""
-        produced_ms = record.timestamp if record.timestamp > 0 else None
-        event = parse_event(scenario, payload(record, self.max_bytes), produced_ms)
-        if produced_ms is not None and self._late(event.ts, produced_ms) and not _is_backfill(record):
+        value, produced_ms = record.value, record.timestamp
+        if not value or len(value) > self.max_bytes:
+            value = payload(record, self.max_bytes)
+        event = parse_event(scenario, value, produced_ms if produced_ms > 0 else None)
+        if 0 < self.lateness_hours * HOUR_MS < produced_ms - event.ts and not _is_backfill(record):
             raise Permanent(f"late: ts is more than {self.lateness_hours} hours before the record's timestamp")
         return event
-
-    def _late(self, ts: int, produced_ms: int) -> bool:
-        return 0 < self.lateness_hours * HOUR_MS < produced_ms - ts
 
 
 def payload(record: Record, limit: int) -> bytes:

@@ -114,11 +114,7 @@ class BatchConsumer(driver.Consumer):
         return fetched
 
     def _deliver(self, tp: TP, records: list[Any]) -> ConsumerMessage:
-        batch = Batch(
-            tp.topic,
-            tp.partition,
-            tuple(Record(r.offset, r.key, r.value, r.timestamp, r.headers) for r in records),
-        )
+        batch = Batch(tp.topic, tp.partition, tuple(records))  # aiokafka's records have all that ours have
         self._ledgers[tp].deliver(batch)
         self._read_offset[tp] = batch.end - 2  # one before the message's own, or Faust suspects a gap
         self.app.monitor.track_tp_end_offset(tp, self.highwater(tp))

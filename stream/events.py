@@ -6,7 +6,7 @@ Unknown extra fields are ignored; whatever breaks a limit is `Permanent` with th
 import time
 from collections.abc import Callable
 from enum import IntEnum
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -158,15 +158,15 @@ class Item(_Record):
         return " ".join(part for part in (self.title, self.category or "", self.text) if part.strip())
 
 
-R = TypeVar("R", bound=_Record)
-
 EVENT_MODELS: dict[str, type[Event]] = {
     "search": SearchEvent,
     "feed": FeedEvent,
     "discovery": DiscoveryEvent,
 }
-_MODELS: tuple[type[_Record], ...] = (*EVENT_MODELS.values(), Item)
-_VALIDATE: dict[type[_Record], Callable[..., Any]] = {m: TypeAdapter(m).validator.validate_json for m in _MODELS}
+_EVENT: dict[str, Callable[..., Any]] = {
+    scenario: TypeAdapter(model).validator.validate_json for scenario, model in EVENT_MODELS.items()
+}
+_ITEM: Callable[..., Any] = TypeAdapter(Item).validator.validate_json
 
 
 def parse_event(scenario: str, raw: bytes, now_ms: int | None = None) -> Event:
@@ -174,20 +174,20 @@ def parse_event(scenario: str, raw: bytes, now_ms: int | None = None) -> Event:
 
     `now_ms` is when it was produced: what was impossible then must be refused by a replay, too.
     """
-    return _parse(EVENT_MODELS[scenario], raw, now_ms)
+    try:
+        event: Event = _EVENT[scenario](raw, context=now_ms)
+    except ValidationError as error:
+        raise Permanent(reason(error)) from None
+    return event
 
 
 def parse_item(raw: bytes) -> Item:
     """The item in `raw` (JSON, UTF-8). Raises `Permanent` with `field: what is wrong`."""
-    return _parse(Item, raw, None)
-
-
-def _parse(model: type[R], raw: bytes, now_ms: int | None) -> R:
     try:
-        record: R = _VALIDATE[model](raw, context=now_ms)
+        item: Item = _ITEM(raw)
     except ValidationError as error:
         raise Permanent(reason(error)) from None
-    return record
+    return item
 
 
 def reason(error: ValidationError) -> str:

@@ -30,6 +30,7 @@ from stream.stores import Append, Applied, Dirty, Entry, Histories, Items, Regis
 
 log = logging.getLogger(__name__)
 ACTION_CODES = {name: code for code, name in enumerate(ACTIONS)}
+NEVER: tuple[float, StoredItem | None] = (0.0, None)
 CACHE_SECONDS = 60.0  # that codes may be those of an item's old text
 
 
@@ -78,9 +79,15 @@ class ItemCache:
     async def get(self, names: Sequence[str]) -> dict[str, StoredItem]:
         """Every name's item."""
         now = self._clock()
-        distinct = dict.fromkeys(names)
-        found = {name: item for name in distinct if (item := self._recall(name, now)) is not None}
-        missing = [name for name in distinct if name not in found]
+        found: dict[str, StoredItem] = {}
+        missing = []
+        for name in dict.fromkeys(names):
+            learnt, item = self._known.get(name, NEVER)
+            if item is None or now - learnt > CACHE_SECONDS:
+                missing.append(name)
+            else:
+                self._known.move_to_end(name)
+                found[name] = item
         for item in await self._items.claim(missing) if missing else ():
             found[item.name] = item
             if item.codes is not None:
@@ -92,12 +99,6 @@ class ItemCache:
     def forget(self, names: Sequence[str]) -> None:
         for name in names:
             self._known.pop(name, None)
-
-    def _recall(self, name: str, now: float) -> StoredItem | None:
-        if name not in self._known or now - self._known[name][0] > CACHE_SECONDS:
-            return None
-        self._known.move_to_end(name)
-        return self._known[name][1]
 
 
 class Ingest:
@@ -129,9 +130,10 @@ class Ingest:
         arrivals, letters = validate(batch, scenario.name, self._admission)
         epoch = await persistently(lambda: self._epoch(batch))
         refused = await persistently(lambda: self._apply(arrivals, Source(scenario, batch.partition, epoch)))
-        letters += [
-            dead_letter(batch, a.record, refused[a.event.user_id]) for a in arrivals if a.event.user_id in refused
-        ]
+        if refused:
+            letters += [
+                dead_letter(batch, a.record, refused[a.event.user_id]) for a in arrivals if a.event.user_id in refused
+            ]
         if letters:
             await persistently(lambda: self._log.dead_letter(letters))
             self._stats.add("dead_letters", len(letters))
@@ -172,15 +174,21 @@ def group(arrivals: Sequence[Arrival], source: Source, items: Mapping[str, Store
         Append(
             user_id=user,
             source=source,
-            produced_ms=min([now_ms, *[a.record.timestamp for a in theirs if a.record.timestamp > 0]]),
-            entries=tuple([_entry(a, source.scenario, items) for a in theirs]),
+            produced_ms=min([now_ms, *[record.timestamp for record, _, _ in theirs if record.timestamp > 0]]),
+            entries=_entries(theirs, source.scenario, items),
         )
         for user, theirs in by_user.items()
     ]
 
 
-def _entry(arrival: Arrival, scenario: int, items: Mapping[str, StoredItem]) -> Entry:
-    event = arrival.event
-    item = items[arrival.name]
-    record = Record(event.ts, scenario, ACTION_CODES[event.action], item.index, item.codes)
-    return Entry(arrival.record.offset, event_hash(event.event_id), record)
+def _entries(arrivals: Sequence[Arrival], scenario: int, items: Mapping[str, StoredItem]) -> tuple[Entry, ...]:
+    return tuple(
+        [
+            Entry(
+                record.offset,
+                event_hash(event.event_id),
+                Record(event.ts, scenario, ACTION_CODES[event.action], (item := items[name]).index, item.codes),
+            )
+            for record, event, name in arrivals
+        ]
+    )
