@@ -31,6 +31,7 @@ class Training:
     codebook_version: int = 0  # 1..65535; 0: from its content
     # user tower
     interests: int = 4  # K, per scenario
+    spread: float = 1.5  # how far the interests answered are moved apart; 1: not at all
     light: Literal["sasrec", "comirec"] = "sasrec"
     width: int = 64  # of the light branch
     layers: int = 2
@@ -69,6 +70,7 @@ BASELINE: dict[str, Any] = {
     "llm_view": "none",
     "share_window": 0.0,
     "share_weights": 0.0,
+    "spread": 1.0,
     "epochs": 15,
     "code_epochs": 0,
 }

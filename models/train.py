@@ -166,6 +166,7 @@ def user_tower(data: Behaviour, split: Split, config: Training) -> UserTower:
             light_dim=light_dim,
             llm_dim=llm_dim,
             interests=config.interests,
+            spread=config.spread,
             scenarios=tuple(np.argsort(-asked, kind="stable")[: max(1, np.count_nonzero(asked))].tolist()),
             width=config.width,
             light=config.light,

@@ -25,6 +25,7 @@ from models.files import write_tensors
 from models.light import InterestHead, LightRecommender, SelfAttentive
 from models.loss import bounded
 from models.refine import Refiner
+from models.spread import spread
 
 FILE = "user_tower.safetensors"
 LLM_DROPS = 0.6  # of the light branch's dropout: it over-fits less (by validation on Beauty)
@@ -45,6 +46,7 @@ class UserTowerConfig:
     heads: int = 2
     quotas: tuple[int, ...] = (24, 24, 16)  # recent events of search, feed, discovery that the LLM reads
     dropout: float = 0.1
+    spread: float = 1.0  # how far the interests answered are moved apart
     codebook: dict[str, int] = field(default_factory=lambda: asdict(CodebookConfig()))
     training: dict[str, Any] = field(default_factory=dict)  # seed, command, figures: how it came to be
 
@@ -100,6 +102,7 @@ class UserTower(nn.Module):
         cuts = histories.valid.sum(dim=1, keepdim=True)
         found = self.interests(items[:, : histories.valid.shape[1]], histories, cuts)
         interests, weights = self.fuse(found.light, found.refined)[:, 0], found.weights.softmax(dim=-1)[:, 0]
+        interests = spread(interests, weights, self.config.spread)
         return interests[:, self.slot], weights[:, self.slot]
 
     def interests(self, items: Tensor, histories: Histories, cuts: Tensor) -> Interests:
