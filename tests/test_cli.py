@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -71,6 +72,10 @@ def test_debug_shows_the_stack_trace(monkeypatch: pytest.MonkeyPatch) -> None:
         ["validate"],
         ["validate", "absent.jsonl"],
         ["validate", "."],
+        ["validate", "\udcff.jsonl"],
+        ["inspect", "\udcff"],
+        ["recommend", "u", "--scenario", "\udcff"],
+        ["\udcff"],
         ["produce"],
         ["produce", "--events", "x.jsonl", "--rate", "0"],
         ["produce", "--events", "x.jsonl", "--rate", "nan"],
@@ -130,6 +135,18 @@ def test_a_wrong_setting_is_a_mistake(monkeypatch: pytest.MonkeyPatch, capsys: O
     monkeypatch.setenv("FACETSTREAM_PARTITIONS", "none")
     assert cli.run(["config"]) == 2
     assert capsys.readouterr().err.startswith("facetstream: FACETSTREAM_PARTITIONS='none': ")
+
+
+def test_a_demo_whose_port_is_taken_does_not_start(monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setenv("FACETSTREAM_WEB_PORT", str(port))
+        assert cli.run(["demo"]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err) == (
+        "",
+        f"facetstream: FACETSTREAM_WEB_PORT={port}: the port is in use: name another, or unset it\n",
+    )
 
 
 def test_config_masks_secrets(monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:

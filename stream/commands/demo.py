@@ -61,6 +61,8 @@ def command(**options: int | float | bool) -> int:
     chosen = Options(**options)  # type: ignore[arg-type]
     began = time.monotonic()
     wanted = settings.load()
+    if wanted.kafka_url is None:  # else a worker may be at work already, perhaps on that port
+        port_for(wanted, "web_port")
     view = View(Console(stderr=chosen.as_json, markup=False, highlight=False))
     view.say("starting (the first time takes a little longer) ...")
     stack = Stack(wanted, view.say)

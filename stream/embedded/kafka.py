@@ -86,7 +86,9 @@ def _java(home: Path) -> str:
     if java is None:
         raise UserError(f"{variable('kafka_home')} is set but there is no java on the PATH (17 or newer)")
     if not any((home / "libs").glob("kafka*.jar")):
-        raise UserError(f"{variable('kafka_home')}={home} holds no Apache Kafka (libs/kafka*.jar): unpack one there, or unset it")
+        raise UserError(
+            f"{variable('kafka_home')}={home} holds no Apache Kafka (libs/kafka*.jar): unpack one there, or unset it"
+        )
     return java
 
 

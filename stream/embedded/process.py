@@ -106,7 +106,7 @@ def port_for(settings: Settings, name: str) -> int:
         try:
             probe.bind(("127.0.0.1", wanted or 0))
         except OSError:
-            raise UserError(f"{variable(name)}={wanted}: the port is in use") from None
+            raise UserError(f"{variable(name)}={wanted}: the port is in use: name another, or unset it") from None
         port: int = probe.getsockname()[1]
         return port
 
