@@ -29,7 +29,17 @@ class Server:
 
     @property
     def alive(self) -> bool:
-        return self._guard.poll() is None
+        return self.code is None
+
+    @property
+    def code(self) -> int | None:
+        """What it has ended with, 0 after a clean stop; None while it runs."""
+        return self._guard.poll()
+
+    @property
+    def pid(self) -> int:
+        """Of its guard: who sends it SIGTERM stops the server."""
+        return self._guard.pid
 
     @property
     def log(self) -> Path:
