@@ -83,9 +83,11 @@ def test_debug_shows_the_stack_trace(monkeypatch: pytest.MonkeyPatch) -> None:
         ["dead", "nonsense"],
         ["dead", "show"],
         ["dead", "list"],
+        ["dead", "list", "--topic", "nope"],
         ["dead", "drop", "--limit", "0"],
         ["replay"],
         ["replay", "--from", "soon"],
+        ["replay", "--from", "2999-01-01"],
         ["replay", "--from", "beginning"],
         ["digest"],
         ["digest", "--redis", "nonsense"],
@@ -220,6 +222,23 @@ def test_validate_prints_the_first_hundred(capsys: Output, tmp_path: Path) -> No
     out = capsys.readouterr().out.splitlines()
     assert len(out) == 102
     assert out[-2:] == ["... and 1,134 more", "0 good, 1,234 bad"]
+
+
+def test_validate_says_when_the_file_holds_the_other_kind(capsys: Output, tmp_path: Path) -> None:
+    event = {"event_id": "e", "user_id": "u", "item_id": "i", "action": "like", "ts": 1_700_000_000_000}
+    (tmp_path / "events.jsonl").write_text(json.dumps(event | {"scenario": "feed"}))
+    (tmp_path / "items.jsonl").write_text(json.dumps({"item_id": "i", "title": "t"}))
+    assert cli.run(["synthesize", "--out", ".", "--users", "5", "--events", "50", "--items", "20"]) == 0
+    capsys.readouterr()
+    for arguments in (["events.jsonl"], ["items.jsonl", "--items"], ["items.parquet", "--items"]):
+        assert cli.run(["validate", *arguments]) == 0
+        assert "look like" not in capsys.readouterr().out
+    assert cli.run(["validate", "items.jsonl"]) == 1
+    assert capsys.readouterr().out.endswith("\n0 good, 1 bad\nthese look like items: add --items\n")
+    assert cli.run(["validate", "events.jsonl", "--items"]) == 1
+    assert capsys.readouterr().out.endswith("\n0 good, 1 bad\nthese look like events: leave out --items\n")
+    assert cli.run(["validate", "items.parquet"]) == 2
+    assert capsys.readouterr().err.endswith(" scenario, action; these look like items: add --items\n")
 
 
 def test_validate_into_a_closed_pipe(tmp_path: Path) -> None:

@@ -157,6 +157,7 @@ def test_letters_are_listed_and_filtered(desk: Desk) -> None:
     assert [line.split()[0] for line in lines[:-1:2]] == names
     assert lines[1::2] == ["    ts: bad", "    item_id: Field required", *["    value: \\x1b[31m"] * 2]
     assert all(len(line) <= 80 for line in lines)
+    assert "\nno open letter fits: see --all\n" in "\n" + desk("list", "--reason", "nothing such").decode()
     assert "2 of 4 shown" in desk("list", "--limit", "2").decode()
     by_reason = [json.loads(line) for line in desk("list", "--by", "reason", "--json").splitlines()]
     assert by_reason[0] == {"reason": "value: \x1b[31m", "letters": 2}

@@ -16,7 +16,7 @@ import click
 from stream.addresses import find
 from stream.commands.dump import Moment
 from stream.commands.produce import bars
-from stream.dead_letters import OPEN, Advance, DeadLetters, Settled, Wanted, drop, replay
+from stream.dead_letters import OPEN, ORIGINS, Advance, DeadLetters, Settled, Wanted, drop, replay
 from stream.dead_topic import Letter
 from stream.errors import UserError
 from stream.ports import Outcome, Place, Returns
@@ -47,7 +47,7 @@ def _choosing(run: Callable[..., Any]) -> Callable[..., Any]:
 
     @click.argument("names", metavar="[NAME]...", nargs=-1, type=Name())
     @click.option("--reason", help="Only with this in the reason; `ts:` for the field ts.")
-    @click.option("--topic", help="Only what was refused from this topic.")
+    @click.option("--topic", type=click.Choice(ORIGINS), help="Only what was refused from this topic.")
     @click.option("--since", type=Moment(), help="Only letters written since: a time, or 1h, 7d for ago.")
     @click.option("--until", type=Moment(), help="Only letters written before.")
     @click.option("--limit", type=click.IntRange(1), help="At most so many, the oldest.")
@@ -91,8 +91,11 @@ def list_(wanted: Wanted, settled: bool, by: str | None, as_json: bool) -> None:
     with DeadLetters(replace(wanted, limit=limit)) as letters:
         asyncio.run(_read(letters))
         (_list_reasons if by else _list_letters)(letters, settled, as_json)
-        if not by and limit and (matching := letters.count(settled)) > limit:
+        matching = letters.count(settled)
+        if not by and limit and matching > limit:
             click.echo(f"{limit:,} of {matching:,} shown: see --limit", err=as_json)
+        if not matching and wanted != Wanted():
+            click.echo("no letter fits" if settled else "no open letter fits: see --all", err=as_json)
         click.echo(_totals(letters.counts()), err=as_json)
 
 
