@@ -4,10 +4,12 @@ What it commits, and when, is decided by `stream.batches`; what it does, by `ing
 """
 
 import asyncio
+import errno
 import logging
+import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -25,7 +27,7 @@ from stream.pipeline import Pipeline
 from stream.presence import at_work
 from stream.retry import persistently
 from stream.services import Producer, Services, Stores, connect, log, producer, stores
-from stream.settings import Settings
+from stream.settings import Settings, variable
 from stream.stats import Stats
 from stream.stores import Backlog
 from stream.topics import EVENT_TOPICS, ITEMS
@@ -34,6 +36,7 @@ from stream.web import add_pages
 
 FLUSH_SECONDS = 0.5  # between two additions to the shared counters
 OWNERSHIP_SECONDS = 0.25  # how old the worker's view of its own partitions may be
+UNBINDABLE = (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES)
 logger = logging.getLogger(__name__)
 
 
@@ -51,9 +54,24 @@ async def work(settings: Settings, addresses: Addresses) -> None:
         stats = Stats()
         _wire(app, settings, services, kafka, opened, stats)
         try:
-            await run(app, terminated())
+            with _listening(settings):
+                await run(app, terminated())
         finally:
             await _flush(services, stats)
+
+
+@contextmanager
+def _listening(settings: Settings) -> Iterator[None]:
+    """A port that cannot be had is a user's mistake; the web server tells when it is started."""
+    try:
+        yield
+    except OSError as error:
+        if settings.web_port is None or error.errno not in UNBINDABLE:
+            raise
+        raise UserError(
+            f"{variable('web_port')}={settings.web_port}: cannot listen on {settings.web_host} "
+            f"({os.strerror(error.errno).lower()}): name another port, or unset it for no pages"
+        ) from None
 
 
 def _wire(

@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 failed or found something bad, 2 a user's mistake, 130 int
 stderr; `facetstream --debug COMMAND` shows the stack trace.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -66,6 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: Sequence[str]) -> int:
     """A command's exit code; a command returns None or its code."""
     try:
+        _refuse_bytes(arguments)
         code = cli.main(args=list(arguments), prog_name="facetstream", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except (click.Abort, KeyboardInterrupt):
@@ -74,6 +76,15 @@ def run(arguments: Sequence[str]) -> int:
         if "--debug" in arguments:
             raise
         return _explain(error)
+
+
+def _refuse_bytes(arguments: Sequence[str]) -> None:
+    """Users, items and topics are UTF-8, and so must a file's name be that is written of."""
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"the argument {os.fsencode(argument)!r} is no UTF-8") from None
 
 
 def _explain(error: Exception) -> int:

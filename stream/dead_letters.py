@@ -6,6 +6,7 @@ between leaves the letter open; replayed again, its event is there twice, which 
 """
 
 import pickle
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -60,6 +61,7 @@ class DeadLetters:
 
     def __enter__(self) -> Self:
         self._store = scratch(LETTERS)
+        self._store.create_function("kind", 1, _kind, deterministic=True)
         self._store.execute("CREATE INDEX age ON letters (sent_ms, partition, offset)")
         return self
 
@@ -89,9 +91,11 @@ class DeadLetters:
         return Counter(dict(self._store.execute("SELECT state, count(*) FROM letters GROUP BY state")))
 
     def reasons(self, settled: bool) -> Iterator[tuple[str, int]]:
-        """The reasons of the wanted letters, open ones or all, the most frequent first."""
+        """The kinds of reasons of the wanted letters, open ones or all, the most frequent first."""
         return self._store.execute(
-            f"SELECT reason, count(*) FROM letters WHERE {_WANTED} GROUP BY reason ORDER BY 2 DESC, 1", (settled,)
+            "SELECT CASE WHEN min(reason) = max(reason) THEN min(reason) ELSE kind(reason) END, count(*) "
+            f"FROM letters WHERE {_WANTED} GROUP BY kind(reason) ORDER BY 2 DESC, 1",
+            (settled,),
         )
 
     def count(self, settled: bool) -> int:
@@ -191,6 +195,11 @@ def _fault(letter: Letter) -> str | None:
     except Permanent as error:
         return f"the value given would be refused again: {error}"
     return None
+
+
+def _kind(reason: str) -> str:
+    """What reasons have in common that differ in numbers only."""
+    return re.sub(r"\d+", "…", reason)
 
 
 def _speaks_of(reason: str, text: str) -> bool:

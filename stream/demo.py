@@ -100,7 +100,6 @@ class Demo:
         stores: Stores,
         population: Population,
         watch: Watch,
-        check: Callable[[], None],
     ) -> None:
         self._settings = settings
         self._addresses = addresses
@@ -108,7 +107,6 @@ class Demo:
         self._stores = stores
         self._population = population
         self._watch = watch
-        self._check = check  # raises when a process of ours has ended
         self._base: Counter[str] = Counter()
         self._applied: Counter[str] = Counter()  # by user, before the demo
         self._sent: Counter[str] = Counter()  # by user, during it
@@ -224,9 +222,7 @@ class Demo:
     async def _until(self, phase: str, done: Callable[[Progress], Awaitable[bool]]) -> None:
         """Watch until `done`, or until nothing has moved for `PATIENCE` seconds."""
         last, moved = Counter[str](), time.monotonic()
-        self._check()
         while not await done(progress := await self.progress(phase)):
-            self._check()
             self._watch(progress)
             if progress.counts != last:
                 last, moved = progress.counts, time.monotonic()
@@ -237,7 +233,6 @@ class Demo:
 
     async def _show(self, phase: str) -> None:
         while True:
-            self._check()
             self._watch(await self.progress(phase))
             await asyncio.sleep(POLL)
 

@@ -39,9 +39,10 @@ def message(record: Event | Item) -> bytes:
 
 
 class EventFile:
-    """The good events of a file in the order of time, ties in the file's: `with EventFile(path) as events`."""
+    """The good events of a file in the order of time, ties in the file's: `with EventFile(path) as events`. None has
+    none."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None) -> None:
         self._path = path
         self.good = self.bad = 0
 
@@ -62,7 +63,7 @@ class EventFile:
         return merge(*self._runs, key=attrgetter("ts"))
 
     def _events(self) -> Iterator[Outgoing]:
-        for line in read_events(self._path):
+        for line in read_events(self._path) if self._path else ():
             if isinstance(line, Fault):
                 self.bad += 1
             else:

@@ -29,6 +29,7 @@ from stream.ramp import Ramp
 from stream.retry import LONGEST_DELAY, delays
 from stream.stats import Stats
 from stream.stores import Dirty, Histories, Refreshed
+from stream.suspects import Suspects
 
 IDLE = 0.5  # seconds after which an idle drain looks again, whatever it was told
 PENALTY = 30.0  # seconds for which sweeps pass over a user whose refresh failed for good; a new event does not
@@ -73,6 +74,7 @@ class Refresher:
         self._pace = pace
         self._ownership = ownership
         self._ramp = Ramp(pace.concurrency)
+        self._suspects = Suspects()
         self._penalised: dict[str, float] = {}
 
     @property
@@ -95,6 +97,7 @@ class Refresher:
                 settled_ms = time.time() * 1000 - self._pace.sweep_interval * 1000  # younger marks have been told of
                 self._penalised = {user: until for user, until in self._penalised.items() if until > time.monotonic()}
                 self._queue.prune()
+                self._suspects.keep({mark.user_id for mark in marks})
                 self._queue.fill(m for m in marks if m.since_ms < settled_ms and self._due(m.user_id))
             except (Transient, Permanent) as error:
                 log.warning("sweep: %s", error)
@@ -104,22 +107,32 @@ class Refresher:
         waits = delays()
         while True:
             await self._ramp.turn(number)
-            marks = self._queue.take(self._pace.batch, time.monotonic(), time.time() * 1000)
+            marks = self._take()
             if not marks:
                 await self._queue.arrival(time.monotonic(), IDLE)
                 continue
             try:
                 await self._refresh_or_split(marks)
                 self._ramp.succeeded()
+                self._suspects.succeeded(marks)
                 waits = delays()
             except Transient as error:
                 delay = min(next(waits), LONGEST_DELAY)
                 log.warning("refresh of %d users: %s; trying again in %.1f s", len(marks), error, delay)
                 self._ramp.failed()
-                self._queue.back(marks)
+                self._queue.back(self._suspects.failed(marks, time.monotonic()))
                 await asyncio.sleep(delay)
             finally:
                 self._queue.done(m.user_id for m in marks)
+
+    def _take(self) -> Sequence[Dirty]:
+        """Whose turn it is, and who may be asked for at once."""
+        marks = self._queue.take(self._pace.batch, time.monotonic(), time.time() * 1000)
+        chosen = self._suspects.together(marks)
+        rest = marks[len(chosen) :]
+        self._queue.back(rest)
+        self._queue.done(mark.user_id for mark in rest)
+        return chosen
 
     async def _refresh_or_split(self, marks: Sequence[Dirty]) -> None:
         """Refresh a batch; when it is refused for good, find out by halves whose fault it is."""
@@ -183,7 +196,8 @@ class Refresher:
         self._penalised[user_id] = time.monotonic() + PENALTY
 
     def _due(self, user_id: str) -> bool:
-        return user_id not in self._penalised and user_id not in self._queue
+        aside = user_id in self._penalised or self._suspects.aside(user_id, time.monotonic())
+        return not aside and user_id not in self._queue
 
 
 def _update(profile: Profile) -> Update:

@@ -1,4 +1,8 @@
-"""How the stream waits for a dependency: bounded exponential back-off with jitter, for as long as it takes."""
+"""How the stream waits for a dependency: bounded exponential back-off with jitter, for as long as it takes.
+
+One request is bounded by its client's time-out; the waiting is not, as what ingest and catalogue hold would be lost. A
+refresh may be given up for a while and has a budget: `stream.suspects`.
+"""
 
 import asyncio
 import logging

@@ -1,6 +1,10 @@
 """Every knob, in one frozen object. Each is read from the environment as `FACETSTREAM_` + the name in capitals."""
 
+import os
 import re
+import sys
+from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,6 +16,7 @@ from stream.urgency import head_starts
 
 PREFIX = "FACETSTREAM_"
 MASK = "********"
+OTHERS = ("FACETSTREAM_TEST_", "FACETSTREAM_REQUIRE")  # the tests' own
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 
@@ -157,12 +162,31 @@ def masked(url: Any) -> str:
 
 
 def load(**overrides: Any) -> Settings:
-    """Settings from the environment; a wrong value is a `UserError` that names its variable."""
+    """Settings from the environment; a wrong value is a `UserError` that names its variable.
+
+    A variable that is no setting is told on stderr, not refused: Kubernetes makes such ones of services' names.
+    """
+    for sentence in unknown(os.environ):
+        print("facetstream:", sentence, file=sys.stderr)
     try:
         return Settings(**overrides)
     except ValidationError as error:
         problems = "; ".join(_problem(dict(e)) for e in error.errors())
         raise UserError(problems) from None
+
+
+def unknown(names: Iterable[str]) -> list[str]:
+    """A sentence for each variable that looks like a setting and is none."""
+    known = {variable(name).removeprefix(PREFIX): variable(name) for name in Settings.model_fields}
+    strange = [n for n in sorted(names) if n.upper().startswith(PREFIX) and not n.upper().startswith(OTHERS)]
+    return [_doubt(name, known) for name in strange if name.upper() not in known.values()]
+
+
+def _doubt(name: str, known: dict[str, str]) -> str:
+    near = get_close_matches(name.upper().removeprefix(PREFIX), known, n=1)
+    return f"{name} is no setting and does nothing: " + (
+        f"is {known[near[0]]} meant?" if near else "see facetstream config"
+    )
 
 
 def _problem(error: dict[str, Any]) -> str:

@@ -2,13 +2,15 @@
 
     FACETSTREAM_TEST_KAFKA  FACETSTREAM_TEST_REDIS  FACETSTREAM_TEST_TRITON  FACETSTREAM_TEST_QDRANT
 
-A service that is missing skips its tests with the reason, and fails them when FACETSTREAM_REQUIRE names it
-(`kafka` is a real one, which survives a restart; comma list).
+Kafka is a running one, else that of KAFKA_HOME, else a container where a Docker Engine answers, else the in-memory
+broker. A service that is missing skips its tests with the reason, and fails them when FACETSTREAM_REQUIRE names it
+(`kafka` is a real one, which knows groups; comma list).
 """
 
 import os
 import subprocess
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import NoReturn
 
@@ -96,11 +98,17 @@ def qdrant_url(embedded_settings: Settings) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def kafka_url(embedded_settings: Settings) -> Iterator[str]:
-    """A running broker, else a real one from KAFKA_HOME, else librdkafka's in-memory broker."""
     from stream.embedded import kafka as embedded
 
-    given = os.environ.get("FACETSTREAM_TEST_KAFKA")
-    yield from [given] if given else serve("kafka", embedded.start, embedded_settings)
+    if given := os.environ.get("FACETSTREAM_TEST_KAFKA"):
+        yield given
+    elif os.environ.get("KAFKA_HOME") or no_docker():
+        yield from serve("kafka", embedded.start, embedded_settings)
+    else:
+        from tests.images import servers
+
+        with servers("kafka") as running:
+            yield running["kafka"]
 
 
 @pytest.fixture(scope="session")
@@ -114,8 +122,8 @@ def kafka_home() -> Path:
 @pytest.fixture(scope="session")
 def real_kafka_url(request: pytest.FixtureRequest) -> str:
     """A broker with consumer groups and durability."""
-    if not (os.environ.get("FACETSTREAM_TEST_KAFKA") or os.environ.get("KAFKA_HOME")):
-        need("kafka", "the in-memory broker knows no groups: set KAFKA_HOME (with Java) or FACETSTREAM_TEST_KAFKA")
+    if not (os.environ.get("FACETSTREAM_TEST_KAFKA") or os.environ.get("KAFKA_HOME")) and (why := no_docker()):
+        need("kafka", f"no FACETSTREAM_TEST_KAFKA, no KAFKA_HOME, and {why}: the in-memory broker knows no groups")
     url: str = request.getfixturevalue("kafka_url")
     return url
 
@@ -123,10 +131,18 @@ def real_kafka_url(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def docker() -> None:
     """A Docker Engine and Compose that answer."""
+    if why := no_docker():
+        need("docker", why)
+
+
+@cache
+def no_docker() -> str | None:
+    """Why neither a Docker Engine nor Compose can be used; None when they answer."""
     for command in (["docker", "info"], ["docker", "compose", "version"]):
         try:
             answer = subprocess.run(command, capture_output=True, text=True, check=False)
         except OSError as error:
-            need("docker", f"there is no Docker client: {error}")
+            return f"there is no Docker client: {error}"
         if answer.returncode:
-            need("docker", f"{' '.join(command)} says: {(answer.stderr or answer.stdout).strip().splitlines()[-1]}")
+            return f"{' '.join(command)} says: {(answer.stderr or answer.stdout).strip().splitlines()[-1]}"
+    return None

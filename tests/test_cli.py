@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -71,6 +72,10 @@ def test_debug_shows_the_stack_trace(monkeypatch: pytest.MonkeyPatch) -> None:
         ["validate"],
         ["validate", "absent.jsonl"],
         ["validate", "."],
+        ["validate", "\udcff.jsonl"],
+        ["inspect", "\udcff"],
+        ["recommend", "u", "--scenario", "\udcff"],
+        ["\udcff"],
         ["produce"],
         ["produce", "--events", "x.jsonl", "--rate", "0"],
         ["produce", "--events", "x.jsonl", "--rate", "nan"],
@@ -78,9 +83,11 @@ def test_debug_shows_the_stack_trace(monkeypatch: pytest.MonkeyPatch) -> None:
         ["dead", "nonsense"],
         ["dead", "show"],
         ["dead", "list"],
+        ["dead", "list", "--topic", "nope"],
         ["dead", "drop", "--limit", "0"],
         ["replay"],
         ["replay", "--from", "soon"],
+        ["replay", "--from", "2999-01-01"],
         ["replay", "--from", "beginning"],
         ["digest"],
         ["digest", "--redis", "nonsense"],
@@ -130,6 +137,18 @@ def test_a_wrong_setting_is_a_mistake(monkeypatch: pytest.MonkeyPatch, capsys: O
     monkeypatch.setenv("FACETSTREAM_PARTITIONS", "none")
     assert cli.run(["config"]) == 2
     assert capsys.readouterr().err.startswith("facetstream: FACETSTREAM_PARTITIONS='none': ")
+
+
+def test_a_demo_whose_port_is_taken_does_not_start(monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setenv("FACETSTREAM_WEB_PORT", str(port))
+        assert cli.run(["demo"]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err) == (
+        "",
+        f"facetstream: FACETSTREAM_WEB_PORT={port}: the port is in use: name another, or unset it\n",
+    )
 
 
 def test_config_masks_secrets(monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
@@ -203,6 +222,23 @@ def test_validate_prints_the_first_hundred(capsys: Output, tmp_path: Path) -> No
     out = capsys.readouterr().out.splitlines()
     assert len(out) == 102
     assert out[-2:] == ["... and 1,134 more", "0 good, 1,234 bad"]
+
+
+def test_validate_says_when_the_file_holds_the_other_kind(capsys: Output, tmp_path: Path) -> None:
+    event = {"event_id": "e", "user_id": "u", "item_id": "i", "action": "like", "ts": 1_700_000_000_000}
+    (tmp_path / "events.jsonl").write_text(json.dumps(event | {"scenario": "feed"}))
+    (tmp_path / "items.jsonl").write_text(json.dumps({"item_id": "i", "title": "t"}))
+    assert cli.run(["synthesize", "--out", ".", "--users", "5", "--events", "50", "--items", "20"]) == 0
+    capsys.readouterr()
+    for arguments in (["events.jsonl"], ["items.jsonl", "--items"], ["items.parquet", "--items"]):
+        assert cli.run(["validate", *arguments]) == 0
+        assert "look like" not in capsys.readouterr().out
+    assert cli.run(["validate", "items.jsonl"]) == 1
+    assert capsys.readouterr().out.endswith("\n0 good, 1 bad\nthese look like items: add --items\n")
+    assert cli.run(["validate", "events.jsonl", "--items"]) == 1
+    assert capsys.readouterr().out.endswith("\n0 good, 1 bad\nthese look like events: leave out --items\n")
+    assert cli.run(["validate", "items.parquet"]) == 2
+    assert capsys.readouterr().err.endswith(" scenario, action; these look like items: add --items\n")
 
 
 def test_validate_into_a_closed_pipe(tmp_path: Path) -> None:

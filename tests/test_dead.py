@@ -153,13 +153,25 @@ def test_letters_are_listed_and_filtered(desk: Desk) -> None:
     assert desk.names("--since", until) == names[1:]
     assert desk.names("--limit", "1") == names[:1]
     assert desk.names(names[3], names[0]) == [names[0], names[3]]
-    table = desk("list").decode()
-    assert all(name in table for name in names)
-    assert "\x1b[31m" not in table
+    lines = desk("list").decode().splitlines()
+    assert [line.split()[0] for line in lines[:-1:2]] == names
+    assert lines[1::2] == ["    ts: bad", "    item_id: Field required", *["    value: \\x1b[31m"] * 2]
+    assert all(len(line) <= 80 for line in lines)
+    assert "\nno open letter fits: see --all\n" in "\n" + desk("list", "--reason", "nothing such").decode()
     assert "2 of 4 shown" in desk("list", "--limit", "2").decode()
     by_reason = [json.loads(line) for line in desk("list", "--by", "reason", "--json").splitlines()]
     assert by_reason[0] == {"reason": "value: \x1b[31m", "letters": 2}
     assert "item_id: Field required" in desk("list", "--by", "reason").decode()
+
+
+def test_reasons_that_differ_in_numbers_only_are_counted_together(desk: Desk) -> None:
+    for size in (70_000, 70_001, 80_000):
+        desk.refuse(b"x", reason=f"value: has {size} bytes, the limit is 65536")
+    desk.refuse(b"x", reason="user_id: must be at most 256 bytes of UTF-8")
+    assert desk("list", "--by", "reason").decode().splitlines()[:2] == [
+        "        3  value: has … bytes, the limit is …",
+        "        1  user_id: must be at most 256 bytes of UTF-8",
+    ]
 
 
 def test_a_letter_is_shown(desk: Desk) -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from stream.errors import UserError
-from stream.settings import PREFIX, Settings, load, masked, variable
+from stream.settings import PREFIX, Settings, load, masked, unknown, variable
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +26,28 @@ def test_the_environment_is_read_and_an_empty_variable_is_none(monkeypatch: pyte
     settings = load()
     assert (settings.partitions, settings.kafka_url, settings.redis_url) == (12, "a:1,b:2", None)
     assert str(settings.kafka_home) == "/opt/kafka"
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("FACETSTREAM_KAFKA_ULR", "is FACETSTREAM_KAFKA_URL meant?"),
+        ("FACETSTREAM_KAFKA_HOME", "is KAFKA_HOME meant?"),
+        ("FACETSTREAM_REDIS", "is FACETSTREAM_REDIS_URL meant?"),
+        ("FACETSTREAM_COLOUR", "see facetstream config"),
+    ],
+)
+def test_a_variable_that_is_no_setting_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, says: str
+) -> None:
+    monkeypatch.setenv(name, "1")
+    load()
+    assert capsys.readouterr() == ("", f"facetstream: {name} is no setting and does nothing: {says}\n")
+
+
+def test_settings_and_the_variables_of_the_tests_are_known() -> None:
+    ours = ["FACETSTREAM_TEST_KAFKA", "FACETSTREAM_REQUIRE", "facetstream_kafka_url", "PATH"]
+    assert unknown([*ours, *map(variable, Settings.model_fields)]) == []
 
 
 def test_settings_are_frozen() -> None:

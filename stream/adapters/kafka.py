@@ -45,6 +45,7 @@ class Producer:
     def __init__(self, bootstrap: str, settings: Settings) -> None:
         self._bootstrap, self._settings = bootstrap, settings
         self._failure: BaseException | None = None
+        self.sent = self.acknowledged = 0  # records
         self._records, self._bytes, self._unlooked = Counter[str](), Counter[str](), 0
         self._lag: Lag | None = None
 
@@ -101,6 +102,7 @@ class Producer:
             acknowledgement: asyncio.Future[Any] = await self._kafka.send(
                 topic, value, key, partition, headers=list(headers)
             )
+        self.sent += 1
         acknowledgement.add_done_callback(self._note)
         return acknowledgement
 
@@ -126,7 +128,9 @@ class Producer:
 
     def _note(self, acknowledgement: asyncio.Future[Any]) -> None:
         if not acknowledgement.cancelled():
-            self._failure = self._failure or acknowledgement.exception()
+            failure = acknowledgement.exception()
+            self._failure = self._failure or failure
+            self.acknowledged += failure is None
 
     async def _wait_for_room(self) -> None:
         await self.flush()

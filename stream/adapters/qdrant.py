@@ -18,13 +18,14 @@ from models.contract import SCENARIOS
 from stream.errors import Permanent, Transient
 from stream.points import ITEMS, USERS, item_point, user_point, vector_name
 from stream.ports import CatalogueEntry, Hit, ModelCard, Profile
-from stream.settings import Settings
+from stream.settings import Settings, variable
 
 OLDEST_SERVER = (1, 16)  # earlier ones ignore update_filter without a word, and law 3 with it
 PROFILES_PER_REQUEST = 64  # about 1 MB of JSON
 ITEMS_PER_REQUEST = 256
 POINTS_PER_PAGE = 1_000
 REFUSALS = (400, 409, 413, 422)  # HTTP
+FORBIDDEN = (401, 403)  # no key, a wrong one, or one that may not
 USER_INDEXES = {"version": models.PayloadSchemaType.INTEGER, "fence": models.PayloadSchemaType.INTEGER}
 ITEM_INDEXES = {"item_id": models.PayloadSchemaType.KEYWORD, "category": models.PayloadSchemaType.KEYWORD}
 
@@ -314,7 +315,8 @@ def translated() -> Iterator[None]:
 def _refusal(error: UnexpectedResponse) -> Transient | Permanent:
     """Only what is wrong with the request itself is for good: a collection that is missing can be provisioned, a key
     corrected."""
-    return (Permanent if error.status_code in REFUSALS else Transient)(f"Qdrant: {_message(error)}")
+    way_out = f": set {variable('qdrant_api_key')} to one that may" if error.status_code in FORBIDDEN else ""
+    return (Permanent if error.status_code in REFUSALS else Transient)(f"Qdrant: {_message(error)}{way_out}")
 
 
 def _message(error: UnexpectedResponse) -> str:

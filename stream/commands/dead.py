@@ -5,20 +5,18 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial, wraps
 from typing import IO, Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from stream.addresses import find
 from stream.commands.dump import Moment
 from stream.commands.produce import bars
-from stream.dead_letters import OPEN, Advance, DeadLetters, Settled, Wanted, drop, replay
+from stream.dead_letters import OPEN, ORIGINS, Advance, DeadLetters, Settled, Wanted, drop, replay
 from stream.dead_topic import Letter
 from stream.errors import UserError
 from stream.ports import Outcome, Place, Returns
@@ -26,10 +24,9 @@ from stream.services import log, producer, reader
 from stream.settings import Settings, load
 from stream.topics import DEAD
 
-SHOWN = 100  # letters in a table
-KEY_SHOWN = 40  # characters in a table
+SHOWN = 100  # letters, unless it is said how many
+KEY_SHOWN = 32  # characters in a list
 REFUSALS = 10  # shown
-ROW = ("letter", "when (UTC)", "topic", "source", "key", "reason", "state")
 
 
 class Name(click.ParamType):
@@ -50,7 +47,7 @@ def _choosing(run: Callable[..., Any]) -> Callable[..., Any]:
 
     @click.argument("names", metavar="[NAME]...", nargs=-1, type=Name())
     @click.option("--reason", help="Only with this in the reason; `ts:` for the field ts.")
-    @click.option("--topic", help="Only what was refused from this topic.")
+    @click.option("--topic", type=click.Choice(ORIGINS), help="Only what was refused from this topic.")
     @click.option("--since", type=Moment(), help="Only letters written since: a time, or 1h, 7d for ago.")
     @click.option("--until", type=Moment(), help="Only letters written before.")
     @click.option("--limit", type=click.IntRange(1), help="At most so many, the oldest.")
@@ -87,14 +84,18 @@ def command() -> None:
 def list_(wanted: Wanted, settled: bool, by: str | None, as_json: bool) -> None:
     """List open letters, the oldest first.
 
-    Those that are named, or that all options take. A table holds 100 of them unless --limit says otherwise.
+    Those that are named, or that all options take, 100 unless --limit says otherwise: name, when it was written (UTC),
+    topic and key of the original, and the reason. --by reason counts together what differs in numbers only.
     """
     limit = wanted.limit or (None if as_json else SHOWN)
     with DeadLetters(replace(wanted, limit=limit)) as letters:
         asyncio.run(_read(letters))
         (_list_reasons if by else _list_letters)(letters, settled, as_json)
-        if not by and limit and (matching := letters.count(settled)) > limit:
+        matching = letters.count(settled)
+        if not by and limit and matching > limit:
             click.echo(f"{limit:,} of {matching:,} shown: see --limit", err=as_json)
+        if not matching and wanted != Wanted():
+            click.echo("no letter fits" if settled else "no open letter fits: see --all", err=as_json)
         click.echo(_totals(letters.counts()), err=as_json)
 
 
@@ -152,19 +153,13 @@ def drop_(wanted: Wanted, yes: bool) -> None:
 
 
 def _list_letters(letters: DeadLetters, settled: bool, as_json: bool) -> None:
-    if as_json:
-        for letter, state in letters.chosen(settled):
-            click.echo(json.dumps(_plain(letter, state)))
-    else:
-        _print(ROW if settled else ROW[:-1], (_row(letter, state) for letter, state in letters.chosen(settled)))
+    for letter, state in letters.chosen(settled):
+        click.echo(json.dumps(_plain(letter, state)) if as_json else _lines(letter, state if settled else ""))
 
 
 def _list_reasons(letters: DeadLetters, settled: bool, as_json: bool) -> None:
-    if as_json:
-        for reason, count in letters.reasons(settled):
-            click.echo(json.dumps({"reason": reason, "letters": count}))
-    else:
-        _print(("letters", "reason"), ((f"{count:,}", reason) for reason, count in letters.reasons(settled)))
+    for reason, count in letters.reasons(settled):
+        click.echo(json.dumps({"reason": reason, "letters": count}) if as_json else f"{count:9,}  {_safe(reason)}")
 
 
 def _ask(wanted: Wanted, yes: bool) -> None:
@@ -205,13 +200,6 @@ def _totals(counts: Counter[str]) -> str:
     return f"{counts.total():,} letters: {states}"
 
 
-def _row(letter: Letter, state: str) -> tuple[str, ...]:
-    original = letter.original
-    source = "" if letter.malformed else f"{original.partition}:{original.offset}"
-    key = _safe(original.key or b"")[:KEY_SHOWN]
-    return str(letter.place), _when(letter.sent_ms), original.topic, source, key, original.reason, state
-
-
 def _plain(letter: Letter, state: str) -> dict[str, Any]:
     original = letter.original
     return {
@@ -226,13 +214,13 @@ def _plain(letter: Letter, state: str) -> dict[str, Any]:
     }
 
 
-def _print(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    table = Table()
-    for name in columns:
-        table.add_column(name, overflow="fold", no_wrap=name in ("letter", "when (UTC)"))
-    for row in rows:
-        table.add_row(*map(_safe, row[: len(columns)]))
-    Console(markup=False, highlight=False).print(table)
+def _lines(letter: Letter, state: str) -> str:
+    """Two, of which the first fits a terminal of 80 columns and the second may be long."""
+    original = letter.original
+    key = _safe(original.key or b"")
+    key = key if len(key) <= KEY_SHOWN else key[: KEY_SHOWN - 1] + "…"
+    parts = (str(letter.place), _when(letter.sent_ms), state, _safe(original.topic), key)
+    return f"{'  '.join(filter(None, parts))}\n    {_safe(original.reason)}"
 
 
 def _described(letter: Letter, state: str) -> Iterable[str]:

@@ -6,9 +6,10 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
 
 import click
 from rich.console import Console
@@ -28,6 +29,9 @@ from stream.synthetic import Population, synthesize
 
 ITEMS = 2_000
 FIRST_USER = "u000000"
+POLL = 0.5  # seconds between two looks at the processes
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,8 @@ def command(**options: int | float | bool) -> int:
     chosen = Options(**options)  # type: ignore[arg-type]
     began = time.monotonic()
     wanted = settings.load()
+    if wanted.kafka_url is None:  # else a worker may be at work already, perhaps on that port
+        port_for(wanted, "web_port")
     view = View(Console(stderr=chosen.as_json, markup=False, highlight=False))
     view.say("starting (the first time takes a little longer) ...")
     stack = Stack(wanted, view.say)
@@ -80,9 +86,10 @@ async def _demo(chosen: Options, wanted: Settings, found: Addresses, stack: Stac
         with _worker(wanted, found, stack, needed=await _alone(wanted, services, view)) as worker:
             opened = await stores(services, wanted)
             population = _population(chosen, (await opened.histories.read([FIRST_USER]))[0] is not None)
-            demo = Demo(wanted, found, services, opened, population, view.watch, lambda: _check(stack, worker))
+            running = [*stack.servers.values(), *([worker] if worker is not None else [])]
+            demo = Demo(wanted, found, services, opened, population, view.watch)
             with view:
-                story = await demo.run(chosen.rate)
+                story = await _watched(demo.run(chosen.rate), running)
             progress, audit = await demo.progress("done"), await demo.audit()
             verdict = report(progress, audit, story, time.monotonic() - began)
             view.tell(story)
@@ -95,7 +102,7 @@ async def _demo(chosen: Options, wanted: Settings, found: Addresses, stack: Stac
             if chosen.as_json:
                 click.echo(json.dumps(verdict))
             if chosen.keep_running:
-                await _keep_running(view, found, story, worker)
+                await _keep_running(view, found, story, worker, running)
             return 0 if applied and changed else 1
 
 
@@ -134,12 +141,25 @@ def _worker(wanted: Settings, found: Addresses, stack: Stack, needed: bool) -> I
         worker.stop()
 
 
-def _check(stack: Stack, worker: Server | None) -> None:
-    """Raise when a server or the worker has ended by itself."""
-    running = [*stack.servers.values(), *([worker] if worker is not None else [])]
-    ended = [server for server in running if not server.alive]
-    for server in ended:
-        raise Permanent(f"{server.name} ended; the end of {server.log}:\n{server.last_words()}")
+async def _watched(work: Coroutine[Any, Any, T], running: Sequence[Server]) -> T:
+    """What `work` returns; `Permanent` when one of `running` has ended, whatever `work` says of that."""
+    task = asyncio.ensure_future(work)
+    try:
+        while not task.done() and all(server.alive for server in running):
+            await asyncio.wait({task}, timeout=POLL)
+        if task.done() and task.exception():
+            await asyncio.sleep(POLL)  # a client notices sooner than the guard
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+    for server in running:
+        if not server.alive:
+            raise _ended(server)
+    return task.result()
+
+
+def _ended(server: Server) -> Permanent:
+    return Permanent(f"{server.name} ended; the end of {server.log}:\n{server.last_words()}")
 
 
 def _memory(stack: Stack, worker: Server | None) -> dict[str, int]:
@@ -148,14 +168,23 @@ def _memory(stack: Stack, worker: Server | None) -> dict[str, int]:
     return {**stack.resident_bytes(), **own, "demo": resident_bytes(os.getpid())}
 
 
-async def _keep_running(view: View, found: Addresses, story: Story, worker: Server | None) -> None:
+async def _keep_running(
+    view: View, found: Addresses, story: Story, worker: Server | None, running: list[Server]
+) -> None:
+    """Until Ctrl-C, or until one of `running` dies; one that is stopped is no longer looked at."""
     ended = asyncio.create_task(terminated())
     await asyncio.sleep(0)  # from here on Ctrl-C is heard
     for part in PARTS:
         view.say(f"{part}: {getattr(found, part)}")
     if worker is not None:
-        view.say(f"worker: {worker.address}/counters")
+        view.say(f"worker: {worker.address}/counters (kill {worker.pid} stops it, facetstream worker starts another)")
     view.say(f"In another terminal: facetstream recommend {story.user_id} --scenario feed")
     view.say(f"                     facetstream inspect {story.user_id}")
     view.say("Ctrl-C ends everything.")
-    await ended
+    while not ended.done():
+        await asyncio.wait({ended}, timeout=POLL)
+        for server in [each for each in running if not each.alive]:
+            if server.code:
+                raise _ended(server)
+            running.remove(server)
+            view.say(f"{server.name} was stopped; its log is {server.log}")

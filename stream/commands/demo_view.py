@@ -37,7 +37,7 @@ class View:
         self._live.stop()
 
     def say(self, text: str) -> None:
-        self._console.print(text)
+        self._console.print(text, soft_wrap=True)
 
     def watch(self, progress: Progress) -> None:
         """Show where things stand."""

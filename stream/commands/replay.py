@@ -50,7 +50,10 @@ class StartType(click.ParamType):
             return Start()
         if value.isdecimal():
             return Start(offset=int(value))
-        return Start(since_ms=Moment().convert(value, param, ctx))
+        since_ms = Moment().convert(value, param, ctx)
+        if since_ms > time.time() * 1000:
+            self.fail(f"{value!r} is in the future (UTC): nothing would be read", param, ctx)
+        return Start(since_ms=since_ms)
 
 
 @click.command("replay")

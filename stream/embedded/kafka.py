@@ -17,10 +17,20 @@ FORMAT_TIMEOUT = 60.0  # seconds
 MEMORY_PARTITIONS = 4  # of every topic of the in-memory broker; it offers no other number
 
 
-def start(settings: Settings) -> Server:
-    """A ready broker; its address is host:port."""
+def check(settings: Settings) -> None:
+    """Raise a `UserError` for what cannot work, before anything is started."""
     if settings.kafka_security != "PLAINTEXT":
         raise UserError(f"{variable('kafka_security')} is for your own Kafka: set {variable('kafka_url')} too")
+    if settings.kafka_home:
+        _java(settings.kafka_home)
+        port_for(settings, "kafka_port")
+    else:
+        _check_in_memory(settings)
+
+
+def start(settings: Settings) -> Server:
+    """A ready broker; its address is host:port."""
+    check(settings)
     return _start_real(settings, settings.kafka_home) if settings.kafka_home else _start_in_memory(settings)
 
 
@@ -34,7 +44,7 @@ def _start_real(settings: Settings, home: Path) -> Server:
     return server.wait_ready(lambda: answers(server.address), settings.start_timeout)
 
 
-def _start_in_memory(settings: Settings) -> Server:
+def _check_in_memory(settings: Settings) -> None:
     if settings.kafka_port:
         raise UserError(
             f"{variable('kafka_port')} needs a real Kafka ({variable('kafka_home')}): "
@@ -47,6 +57,9 @@ def _start_in_memory(settings: Settings) -> Server:
         )
     if importlib.util.find_spec("confluent_kafka") is None:
         raise UserError(f"no broker here: pip install 'facetstream[embedded]', or set {variable('kafka_url')}")
+
+
+def _start_in_memory(settings: Settings) -> Server:
     folder = folder_of(settings, "kafka")
     address = folder / "address"
     address.unlink(missing_ok=True)
@@ -73,7 +86,9 @@ def _java(home: Path) -> str:
     if java is None:
         raise UserError(f"{variable('kafka_home')} is set but there is no java on the PATH (17 or newer)")
     if not any((home / "libs").glob("kafka*.jar")):
-        raise UserError(f"{variable('kafka_home')}={home} holds no Apache Kafka: no libs/kafka*.jar")
+        raise UserError(
+            f"{variable('kafka_home')}={home} holds no Apache Kafka (libs/kafka*.jar): unpack one there, or unset it"
+        )
     return java
 
 

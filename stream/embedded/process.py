@@ -29,7 +29,17 @@ class Server:
 
     @property
     def alive(self) -> bool:
-        return self._guard.poll() is None
+        return self.code is None
+
+    @property
+    def code(self) -> int | None:
+        """What it has ended with, 0 after a clean stop; None while it runs."""
+        return self._guard.poll()
+
+    @property
+    def pid(self) -> int:
+        """Of its guard: who sends it SIGTERM stops the server."""
+        return self._guard.pid
 
     @property
     def log(self) -> Path:
@@ -106,7 +116,7 @@ def port_for(settings: Settings, name: str) -> int:
         try:
             probe.bind(("127.0.0.1", wanted or 0))
         except OSError:
-            raise UserError(f"{variable(name)}={wanted}: the port is in use") from None
+            raise UserError(f"{variable(name)}={wanted}: the port is in use: name another, or unset it") from None
         port: int = probe.getsockname()[1]
         return port
 

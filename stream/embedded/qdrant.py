@@ -7,6 +7,11 @@ from stream.embedded.process import Server, folder_of, port_for, spawn
 from stream.settings import Settings
 
 
+def check(settings: Settings) -> None:
+    """Raise a `UserError` for what cannot work, before anything is started."""
+    port_for(settings, "qdrant_port")
+
+
 def start(settings: Settings) -> Server:
     """A ready Qdrant; its address is an http:// URL."""
     folder, port = folder_of(settings, "qdrant"), port_for(settings, "qdrant_port")

@@ -11,6 +11,12 @@ from stream.errors import UserError
 from stream.settings import Settings
 
 
+def check(settings: Settings) -> None:
+    """Raise a `UserError` for what cannot work, before anything is started."""
+    executable()
+    port_for(settings, "redis_port")
+
+
 def start(settings: Settings) -> Server:
     """A ready Redis; its address is a redis:// URL."""
     folder, port = folder_of(settings, "redis"), port_for(settings, "redis_port")

@@ -21,6 +21,12 @@ STARTERS: dict[str, Callable[[Settings], Server]] = {
     "triton": triton.start,
     "qdrant": qdrant.start,
 }
+CHECKS: dict[str, Callable[[Settings], None]] = {
+    "kafka": kafka.check,
+    "redis": redis.check,
+    "triton": triton.check,
+    "qdrant": qdrant.check,
+}
 LOCK = "stack.lock"
 
 
@@ -47,7 +53,8 @@ class Stack:
         self.stop()
 
     def start(self) -> Addresses:
-        """All parts healthy. When one fails the others are stopped and its reason is the `UserError`."""
+        """All parts healthy. What cannot work is told at once; when a part fails later, the others are stopped and its
+        reason is the `UserError`."""
         self._lock = _lock(self._settings)
         try:
             self._start_missing()
@@ -84,6 +91,8 @@ class Stack:
 
     def _start_missing(self) -> None:
         missing = [part for part in PARTS if getattr(self._settings, f"{part}_url") is None]
+        for part in missing:
+            CHECKS[part](self._settings)
         with ThreadPoolExecutor(len(PARTS)) as threads:
             starting = [threads.submit(self._start, part) for part in missing]
             for started in as_completed(starting):

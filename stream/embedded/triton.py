@@ -20,11 +20,18 @@ EXIT_TIMEOUT = 5  # seconds for requests under way when it is told to stop
 SHARED_MEMORY = Path("/dev/shm")
 
 
+def check(settings: Settings) -> None:
+    """Raise a `UserError` for what cannot work, before anything is started."""
+    _wheel()
+    _repository(settings)
+    _ports(settings)
+
+
 def start(settings: Settings) -> Server:
     """A Triton whose models are ready; its address is the gRPC endpoint, host:port."""
     wheel, repository = _wheel(), _repository(settings)
     folder = folder_of(settings, "triton")
-    grpc, http, metrics = (port_for(settings, f"triton_{kind}port") for kind in ("", "http_", "metrics_"))
+    grpc, http, metrics = _ports(settings)
     regions = region_prefix(folder)
     clean(regions)
     command = [
@@ -75,6 +82,15 @@ def _repository(settings: Settings) -> Path:
     if absent:
         raise UserError(f"{variable('model_repository')}={repository} holds no model {' or '.join(absent)}")
     return repository
+
+
+def _ports(settings: Settings) -> tuple[int, int, int]:
+    """Of gRPC, HTTP and metrics."""
+    return (
+        port_for(settings, "triton_port"),
+        port_for(settings, "triton_http_port"),
+        port_for(settings, "triton_metrics_port"),
+    )
 
 
 def _backends(wheel: Path, folder: Path) -> Path:

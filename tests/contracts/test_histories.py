@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,10 +13,13 @@ from hypothesis import strategies as st
 from stream.adapters import redis as redis_adapter
 from stream.adapters.memory_stores import MemoryHistories
 from stream.adapters.redis import RedisHistories
+from stream.embedded.process import port_for, spawn
+from stream.embedded.redis import executable
 from stream.errors import Permanent, Transient
 from stream.events import OLDEST_MS
 from stream.history import History, Record, Source, decode, pending_items
 from stream.identity import event_hash, shard
+from stream.retry import persistently
 from stream.settings import load
 from stream.stores import Append, Applied, Backlog, Dirty, Entry, Histories, Refreshed
 
@@ -330,6 +334,35 @@ async def test_a_full_redis_is_transient_and_loses_nothing(redis_db: str) -> Non
             await store.append([append(entry(1, record(1)))])
     assert (await store.append([append(entry(1, record(1)))]))[0].events == 1
     await client.aclose()
+
+
+async def test_a_redis_that_is_loading_is_waited_for(tmp_path: Path) -> None:
+    """While it reads its file, it answers after every thousandth command of it."""
+    keys, delay_us = 20_000, 50
+    with (tmp_path / "appendonly.aof").open("w") as file:
+        file.writelines(f"*3\r\n$3\r\nSET\r\n$5\r\n{n:05}\r\n$1\r\nv\r\n" for n in range(keys))
+    port = port_for(load(), "redis_port")
+    options = {"port": port, "dir": tmp_path, "appendonly": "yes", "save": "", "key-load-delay": delay_us}
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    server = spawn("Redis", f"redis://127.0.0.1:{port}", tmp_path, [executable(), *words])
+    client = redis_adapter.connect(server.address, load())
+    store = RedisHistories(client, code_bytes=CODE_BYTES, codebook_version=CODEBOOK, length=LENGTH, window=WINDOW)
+    heard = []
+
+    async def ask() -> list[Applied]:
+        try:
+            return await store.append([append(entry(1, record(1)))])
+        except Transient as error:
+            heard.append(str(error))
+            raise
+
+    try:
+        assert (await persistently(ask))[0].events == 1
+        assert any("loading the dataset" in said for said in heard), heard
+        assert await client.dbsize() > keys
+    finally:
+        await client.aclose()
+        server.stop()
 
 
 async def test_a_replica_is_transient_until_it_is_promoted(redis_db: str) -> None:

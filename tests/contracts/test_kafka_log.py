@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import json
+import re
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -310,22 +312,29 @@ async def test_producing_into_memory_waits_for_its_reader(memory_url: str, setti
     assert read == list(range(count))
 
 
-def produce(url: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+def producing(url: str, *arguments: str, cwd: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
         [sys.executable, "-m", "stream.cli", "produce", *arguments],
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        check=False,
         cwd=cwd,
         env={"FACETSTREAM_KAFKA_URL": url, "PATH": "", "PYTHONPATH": str(ROOT)},
     )
 
 
-async def test_produce_sends_files(url: str, settings: Settings, tmp_path: Path) -> None:
-    def event(number: int, **fields: Any) -> str:
-        at = {"ts": 1_700_000_000_000 - number, "event_id": f"e{number}", "scenario": "feed", "position": None}
-        return json.dumps({"user_id": "u", "item_id": "i", "action": "view"} | at | fields)
+def produce(url: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    process = producing(url, *arguments, cwd=cwd)
+    out, err = process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
+
+def event(number: int, **fields: Any) -> str:
+    at = {"ts": 1_700_000_000_000 - number, "event_id": f"e{number}", "scenario": "feed", "position": None}
+    return json.dumps({"user_id": "u", "item_id": "i", "action": "view"} | at | fields)
+
+
+async def test_produce_sends_files(url: str, settings: Settings, tmp_path: Path) -> None:
     (tmp_path / "e.jsonl").write_text("\n".join([*map(event, range(50)), event(50, ts=1)]))
     (tmp_path / "i.jsonl").write_text('{"item_id": "i", "title": "t"}\n{"item_id": "bad"}\n')
     async with tail(url, EVENT_TOPICS["feed"], ITEMS) as arriving:
@@ -341,6 +350,35 @@ async def test_produce_sends_files(url: str, settings: Settings, tmp_path: Path)
     assert [event.event_id for event in events] == [f"e{number}" for number in reversed(range(50))]
     headers = {tuple(record.headers) for record in records if record.topic == EVENT_TOPICS["feed"]}
     assert headers == {(BACKFILL,)}  # a recorded past is never late
+
+
+async def test_produce_sends_items_alone(url: str, tmp_path: Path) -> None:
+    (tmp_path / "i.jsonl").write_text('{"item_id": "i", "title": "t"}\n')
+    async with tail(url, ITEMS) as arriving:
+        done = await asyncio.to_thread(produce, url, "--items", "i.jsonl", cwd=tmp_path)
+        (record,) = await arriving.read(1)
+    assert (done.returncode, record.key) == (0, b"i")
+
+
+@pytest.mark.parametrize("what", ["--events", "--items"])
+def test_produce_fails_when_every_line_is_bad(url: str, tmp_path: Path, what: str) -> None:
+    (tmp_path / "x.jsonl").write_text("bad\n" * 3)
+    done = produce(url, what, "x.jsonl", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "3 bad lines left out: see facetstream validate x.jsonl" in done.stderr
+
+
+async def test_produce_says_how_far_it_came_when_it_is_broken_off(url: str, tmp_path: Path) -> None:
+    (tmp_path / "e.jsonl").write_text("\n".join(map(event, range(2_000))))
+    async with tail(url, EVENT_TOPICS["feed"]) as arriving:
+        process = producing(url, "--events", "e.jsonl", "--rate", "20", cwd=tmp_path)
+        await arriving.read(5)
+        process.send_signal(signal.SIGINT)
+        _, err = await asyncio.to_thread(process.communicate)
+    assert process.returncode == 130
+    found = re.search(r"broken off: (\d+) records sent, (\d+) acknowledged\n", err)
+    assert found is not None, err
+    assert 5 <= int(found[2]) == int(found[1]) < 2_000
 
 
 def test_produce_needs_the_topics(memory_url: str, tmp_path: Path) -> None:

@@ -255,7 +255,8 @@ async def answering(status: HTTPStatus, body: str, *headers: str) -> AsyncIterat
         (500, '{"status": {"error": "Service internal error: disk"}}', (), Transient, "internal error: disk"),
         (429, '{"status": {"error": "slow down"}}', ("Retry-After: 3",), Transient, "slow down"),
         (429, '{"status": {"error": "slow down"}}', (), Transient, "slow down"),
-        (401, "Must provide an API key", (), Transient, "401 Unauthorized"),
+        (401, "Must provide an API key", (), Transient, "401 Unauthorized: set FACETSTREAM_QDRANT_API_KEY"),
+        (403, '{"status": {"error": "Forbidden"}}', (), Transient, "Forbidden: set FACETSTREAM_QDRANT_API_KEY"),
         (400, '{"status": {"error": "Wrong input: what?"}}', (), Permanent, "Wrong input: what?"),
         (200, "<html>hello</html>", (), Permanent, "Qdrant"),
         (

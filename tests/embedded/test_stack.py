@@ -199,6 +199,16 @@ def test_what_the_embedded_log_cannot_do_is_said(
         kafka.start(settings_in(folder, echo_repository, **renamed))
 
 
+def test_what_cannot_work_is_said_before_anything_starts(
+    folder: Path, echo_repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[str] = []
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: started.append("a server"))
+    with pytest.raises(UserError, match=r"KAFKA_HOME=/nonexistent holds no Apache Kafka|no java"):
+        Stack(settings_in(folder, echo_repository, KAFKA_HOME=Path("/nonexistent"))).start()
+    assert started == []
+
+
 def test_a_repository_without_the_models_is_said(folder: Path, tmp_path: Path) -> None:
     others = {part: url for part, url in ELSEWHERE.items() if part != "triton_url"}
     with pytest.raises(UserError, match=r"FACETSTREAM_MODEL_REPOSITORY=.* holds no model item_encoder"):

@@ -113,22 +113,37 @@ def test_the_verdict_holds_twice_on_one_folder_and_nothing_is_left_running(tmp_p
 
 
 @pytest.mark.timeout(200)
-def test_a_server_that_dies_is_named_at_once(tmp_path: Path) -> None:
+def test_a_worker_that_dies_is_named_at_once(tmp_path: Path) -> None:
     run = demo(tmp_path, "--events", "5000", "--users", "50", "--rate", "50", "--json")
     assert run.stderr is not None
     while "streaming" not in (line := run.stderr.readline()):
         assert line, "the demo ended early"
-    assert len(triton_of(tmp_path)) == 1
-    for pid in triton_of(tmp_path):
-        os.kill(pid, signal.SIGKILL)
+    os.kill(guarded(tmp_path, "worker"), signal.SIGKILL)
     out, err = run.communicate(timeout=60)
     assert run.returncode == 1
-    assert "Triton ended" in err
+    assert f"worker ended; the end of {tmp_path / 'worker' / 'log'}" in err
     assert "Traceback" not in err
     assert out == ""
 
 
-def triton_of(folder: Path) -> list[int]:
-    lines = subprocess.run(["ps", "-ewwo", "pid,args"], capture_output=True, text=True).stdout.splitlines()
-    found = [line.split(maxsplit=1) for line in lines if str(folder) in line]
-    return [int(pid) for pid, args in found if args.split()[0].endswith("tritonserver")]
+@pytest.mark.timeout(200)
+def test_while_it_is_kept_running_a_worker_may_be_stopped_and_a_server_that_dies_ends_it(tmp_path: Path) -> None:
+    run = demo(tmp_path, "--events", "200", "--users", "10", "--rate", "0", "--json", "--keep-running")
+    perform(run)
+    assert run.stderr is not None
+    os.kill(guarded(tmp_path, "worker"), signal.SIGTERM)
+    assert run.stderr.readline() == f"worker was stopped; its log is {tmp_path / 'worker' / 'log'}\n"
+    os.kill(guarded(tmp_path, "redis"), signal.SIGKILL)
+    _, err = run.communicate(timeout=60)
+    assert run.returncode == 1
+    assert f"Redis ended; the end of {tmp_path / 'redis' / 'log'}" in err
+    assert processes_of(tmp_path) == []
+
+
+def guarded(folder: Path, part: str) -> int:
+    """The process of a part, below its guard."""
+    table = subprocess.run(["ps", "-ewwo", "pid,ppid,args"], capture_output=True, text=True).stdout.splitlines()
+    lines = [line.split(maxsplit=2) for line in table[1:]]
+    (guard,) = [pid for pid, _, args in lines if str(folder / part / "lock") in args]
+    (child,) = [pid for pid, parent, _ in lines if parent == guard]
+    return int(child)

@@ -13,14 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from stream.addresses import PARTS
+from stream.embedded import qdrant
 from stream.embedded.process import port_for
 from stream.points import ITEMS as COLLECTION
 from stream.services import producer
+from stream.settings import variable
 from stream.topics import EVENT_TOPICS, ITEMS
 from tests.integration.conftest import PATIENCE, System, start_worker
 
+KEY = variable("qdrant_api_key")
 STALL_SECONDS = 11.0  # above the timeouts of a model call and of a Qdrant request
 NOW_MS = int(time.time() * 1000) - 60_000  # a minute ago
 
@@ -145,6 +149,43 @@ def test_without_triton_histories_grow_and_users_stay_dirty(system: System, page
         assert ready["oldest_dirty_ms"] > 0
         assert [part for part, standing in ready["dependencies"].items() if not standing["ready"]] == ["triton"]
         assert page("livez")[0] == 200
+    system.until(lambda: system.counted("events_applied"), before + 5)
+    eventually(lambda: page("readyz")[0] == 200, "ready again")
+
+
+@contextmanager
+def locked(system: System) -> Iterator[None]:
+    """Qdrant, on its port and data, asks for a key that nobody has."""
+
+    def start_again(key: SecretStr | None) -> None:
+        old = system.servers["qdrant"]
+        old.stop()
+        port = int(old.address.rsplit(":", 1)[1])
+        changed = {"qdrant_port": port, "qdrant_api_key": key}
+        system.servers["qdrant"] = qdrant.start(system.settings.model_copy(update=changed))
+
+    start_again(SecretStr("another"))
+    try:
+        yield
+    finally:
+        start_again(None)
+
+
+@pytest.mark.timeout(400)
+def test_with_a_wrong_key_of_qdrant_histories_grow_and_everything_names_the_key(system: System, page: Page) -> None:
+    before = system.counted("events_applied")
+    with locked(system):
+        send(system, "keyless", 5)
+        eventually(lambda: system.counted("events_applied") == before + 5, "histories grow")
+        eventually(lambda: KEY in page("readyz")[1]["dependencies"]["qdrant"].get("why", ""), "the reason")
+        status, ready = page("readyz")
+        assert (status, ready["ready"], ready["dirty_users"]) == (503, False, 1)
+        assert [part for part, standing in ready["dependencies"].items() if not standing["ready"]] == ["qdrant"]
+        assert page("livez")[0] == 200
+        done = system.facetstream("recommend", "keyless")
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+        assert KEY in done.stderr
+        assert KEY in doctor(system, 1)["qdrant", "server"]["text"]
     system.until(lambda: system.counted("events_applied"), before + 5)
     eventually(lambda: page("readyz")[0] == 200, "ready again")
 

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import signal
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +16,12 @@ import redis
 from aiokafka import AIOKafkaConsumer
 
 from models.contract import SCENARIOS
+from stream.errors import UserError
 from stream.history import decode
 from stream.services import producer
 from stream.topics import DEAD, EVENT_TOPICS
 from tests.conftest import need
-from tests.integration.conftest import System, start_worker
+from tests.integration.conftest import PATIENCE, System, start_worker
 
 BAD = 10_000
 GOOD = 2_000
@@ -174,6 +176,19 @@ def test_a_users_mistake_is_one_sentence(system: System, arguments: list[str], s
 def test_provisioning_again_changes_nothing(system: System) -> None:
     done = system.facetstream("provision")
     assert (done.returncode, done.stdout) == (0, "everything is there\n")
+
+
+def test_a_worker_whose_port_is_taken_says_so(system: System) -> None:
+    system.worker.stop()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        refused = start_worker(system.settings, system.addresses, web_port=port)
+        with pytest.raises(UserError, match="did not start"):
+            refused.wait_ready(lambda: False, PATIENCE)
+    assert refused.code == 2
+    sentence = f"facetstream: FACETSTREAM_WEB_PORT={port}: cannot listen on 127.0.0.1"
+    assert refused.log.read_text().startswith(sentence)  # Faust leaves an event loop, of which -W error tells below
+    system.worker = start_worker(system.settings, system.addresses)
 
 
 @pytest.mark.timeout(300)

@@ -214,6 +214,40 @@ async def test_one_user_refused_for_good_does_not_hold_up_the_others() -> None:
     assert rig.stats.counts["refreshes_refused"] == 1
 
 
+class Sick(MemoryModels):
+    """Fails whenever the history of one user is among those asked for, which its time tells."""
+
+    def __init__(self, ts: int) -> None:
+        super().__init__()
+        self.ts: int | None = ts
+
+    async def interests(self, histories: HistoryTensors) -> Interests:
+        if (histories.time == self.ts).any():
+            raise Transient("Triton: the model has crashed")
+        return await super().interests(histories)
+
+
+async def test_one_user_with_whom_a_model_fails_holds_the_others_up_no_longer_than_the_budget() -> None:
+    models = Sick(ts=NOW_MS + 3)
+    rig = await Rig(models=models).provision()
+    rig.refresher._suspects.budget = 0.2
+    await rig.feed(*(event(n, user=f"u{n}") for n in range(30)))
+
+    async def until_dirty(users: list[str]) -> None:
+        async with asyncio.timeout(20):
+            while [m.user_id for m in await rig.histories.dirty(range(SHARDS), 9)] != users:  # noqa: ASYNC110  a poll
+                await asyncio.sleep(0.01)
+
+    running = asyncio.create_task(rig.refresher.run())
+    await until_dirty(["u3"])
+    await rig.feed(*(event(n, user=f"v{n}") for n in range(100, 130)), first=100)
+    await until_dirty(["u3"])
+    models.ts = None
+    await until_dirty([])
+    running.cancel()
+    await asyncio.wait({running})
+
+
 async def test_an_announcement_that_fails_leaves_the_user_dirty() -> None:
     class Mute(MemoryLog):
         async def announce(self, updates: Any) -> None:
