@@ -31,7 +31,7 @@ class Training:
     codebook_version: int = 0  # 1..65535; 0: from its content
     # user tower
     interests: int = 4  # K, per scenario
-    spread: float = 1.5  # how far the interests answered are moved apart; 1: not at all
+    spread: float = 0.0  # how far the interests answered are moved apart; 0: as validation bears, 1: not at all
     light: Literal["sasrec", "comirec"] = "sasrec"
     width: int = 64  # of the light branch
     layers: int = 2

@@ -13,11 +13,16 @@ from models.events import Histories
 from models.metrics import Diversity, Figures
 from models.objective import Objective
 from models.splits import Split
+from models.spread import spread
 from models.user_tower import UserTower
 from models.weights import Reliability, decay, reliability, shares
 
 ROWS = 256  # questions answered at once
 QUICK = (10, 100)
+LIMIT = 100  # candidates by which `bearable_spread` decides
+KEPT = 0.99
+UNMOVED = 1.0
+FACTORS = (UNMOVED, 1.25, 1.5, 2.0)
 
 
 class Recommender(Protocol):
@@ -136,6 +141,25 @@ def of(objective: Objective, data: Behaviour) -> Towers:
     """The recommender being trained: through codes as soon as there are some."""
     vectors = objective.vectors()
     return Towers(objective.users, vectors, data.items, None if objective.codes.shape[1] else vectors)
+
+
+def bearable_spread(objective: Objective, data: Behaviour, questions: Ints, length: int) -> float:
+    """How far to move apart interests that are not yet: `bearable` of the answers to the questions."""
+    interests, weights = together(of(objective, data), data, questions, objective.codes.cpu(), length)
+    target, seen = torch.from_numpy(data.text[questions]), splits.seen(data, questions)
+    return bearable(interests, weights, objective.vectors()[: data.items].cpu(), target, seen)
+
+
+def bearable(interests: Tensor, weights: Tensor, items: Tensor, targets: Tensor, seen: ranking.Pairs) -> float:
+    """The factor of `spread` that puts most targets among `LIMIT` candidates in all, of those that keep `KEPT` of the
+    targets that fusion by ranks lists."""
+    listed, candidates = dict[float, float](), dict[float, float]()
+    for factor in FACTORS if interests.shape[1] > 1 else ():
+        places = ranking.places(spread(interests, weights, factor), weights, items, targets, seen, (LIMIT,))
+        listed[factor] = float((places.rrf > 0).double().mean())
+        candidates[factor] = float(places.budget.double().mean())
+    kept = [factor for factor in listed if listed[factor] >= KEPT * listed[UNMOVED]]
+    return max(kept, key=candidates.__getitem__, default=UNMOVED)
 
 
 def predicted_and_realised(

@@ -4,7 +4,7 @@
 2. Both towers learn together, each branch on its own view of the items (`objective`), reading exact item vectors.
 3. The item vectors are frozen; the residual codebook is fitted on them (HyMiRec).
 4. The user tower goes on learning, now from histories read through codes, as it will be served.
-5. The weights of interests are calibrated; everything is written aside and renamed.
+5. Interests are moved apart and their weights calibrated, by validation; everything is written aside and renamed.
 
 Each epoch ends with validation, a line in metrics.jsonl and a state from which the run can go on exactly: what is
 drawn in an epoch depends on the seed and its number alone.
@@ -166,7 +166,7 @@ def user_tower(data: Behaviour, split: Split, config: Training) -> UserTower:
             light_dim=light_dim,
             llm_dim=llm_dim,
             interests=config.interests,
-            spread=config.spread,
+            spread=config.spread or evaluate.UNMOVED,
             scenarios=tuple(np.argsort(-asked, kind="stable")[: max(1, np.count_nonzero(asked))].tolist()),
             width=config.width,
             light=config.light,
@@ -330,11 +330,14 @@ class Run:
         return evaluate.quick(objective, self.data, self.questions, self.config.length)
 
     def calibrate(self) -> None:
-        """One temperature for the weights of interests, from validation, put into the layers that make them."""
-        logits, share = evaluate.predicted_and_realised(
-            self.objective.eval(), self.data, self.questions, self.config.length, self.config.window
-        )
-        self.objective.users.temper(fit_temperature(logits, share))
+        """From validation: how far interests are moved apart, and one temperature for their weights, put into the
+        layers that make them."""
+        users, validation = self.objective.eval().users, (self.data, self.questions, self.config.length)
+        if not self.config.spread:
+            users.config = replace(users.config, spread=evaluate.UNMOVED)
+            users.config = replace(users.config, spread=evaluate.bearable_spread(self.objective, *validation))
+        logits, share = evaluate.predicted_and_realised(self.objective, *validation, self.config.window)
+        users.temper(fit_temperature(logits, share))
 
     def _record(self, line: dict[str, Any]) -> None:
         """The line of this epoch in metrics.jsonl, instead of any that a run that was cut short has left behind."""

@@ -1,10 +1,11 @@
-"""Interests moved apart: what stays, and what becomes of the rest."""
+"""Interests moved apart: what stays, what becomes of the rest, and how far is borne."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.evaluate import FACTORS, UNMOVED, bearable
 from models.spread import spread
 
 
@@ -41,3 +42,24 @@ def test_one_interest_and_two_alike_stay() -> None:
     assert torch.equal(spread(interests, weights, 3.0), interests)
     alike = interests.expand(-1, 2, -1)
     torch.testing.assert_close(spread(alike, torch.full((6, 2), 0.5), 3.0), alike)
+
+
+def planted(between: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Interests and weights of 50 users, 400 items around two tastes that are akin, and the items wanted, which are the
+    nearest to the second. The light interest lies `between` the tastes: 0 at the first, 1 at the second."""
+    torch.manual_seed(0)
+    tastes = F.normalize(torch.tensor([[1.0, 0.0], [1.0, 1.0]]) @ torch.eye(8)[:2], dim=-1)
+    items = F.normalize(tastes.repeat_interleave(200, dim=0) + 0.2 * torch.randn(400, 8), dim=-1)
+    light = F.normalize(tastes[0] + between * (tastes[1] - tastes[0]), dim=0)
+    interests = torch.stack([tastes[0], light]).expand(50, -1, -1)
+    return interests, torch.tensor([[0.7, 0.3]]).expand(50, -1), items, (items @ tastes[1]).topk(50).indices
+
+
+NOTHING = torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long)
+
+
+def test_interests_that_bring_the_same_are_moved_and_those_that_do_not_are_left() -> None:
+    assert bearable(*planted(0.4), NOTHING) == max(FACTORS)
+    assert bearable(*planted(1.0), NOTHING) == UNMOVED
+    interests, weights, items, targets = planted(0.4)
+    assert bearable(interests[:, :1], weights[:, :1], items, targets, NOTHING) == UNMOVED, "there is only one"
