@@ -26,7 +26,7 @@ from tests.redis_nodes import Nodes
 
 ROOT = Path(__file__).parent.parent
 START_TIMEOUT = 120.0  # seconds; the machine may be busy
-collect_ignore = ["compose", "containers"]  # they build images: `make test-compose` names them
+collect_ignore = ["cluster", "compose", "containers"]  # they build images: `make test-compose` names them
 
 
 def need(service: str, reason: str) -> NoReturn:

@@ -56,9 +56,9 @@ class Nodes:
             self.ask(replica, "CLUSTER REPLICATE", self.ask(primary, "CLUSTER MYID").decode())
         self.settled()
 
-    def settled(self) -> None:
-        """Return when all nodes agree on three primaries, each with a replica that has all it has."""
-        self._until(lambda: all(self._well(port) for port in self.ports))
+    def settled(self, primary: int | None = None) -> None:
+        """Return when all nodes agree on three primaries, this one among them, each with a replica that has all."""
+        self._until(lambda: all(self._well(port, primary) for port in self.ports))
 
     def promoted(self, port: int) -> None:
         """Return when this one is a primary."""
@@ -106,7 +106,7 @@ class Nodes:
         )
         return primary, replica
 
-    def _well(self, port: int) -> bool:
+    def _well(self, port: int, primary: int | None) -> bool:
         if not self._answers(port) or self.ask(port, "CLUSTER INFO")["cluster_state"] != "ok":
             return False
         info = self.ask(port, "INFO")

@@ -44,10 +44,8 @@ class Pipeline(asyncio_client.Pipeline):
         replies, fenced = replies[: len(commands)], replies[len(commands) :]
         if raise_on_error:
             self.raise_first_error(commands, replies)
-        if isinstance(confirmed, Exception):
-            raise confirmed
         if all(isinstance(reply, Exception) for reply in fenced):
-            raise next(iter(fenced), ResponseError("TRYAGAIN no slot of this server's own"))
-        if confirmed < self._replicas:
+            raise next(iter(fenced), ResponseError("TRYAGAIN the server has no slot yet"))
+        if isinstance(confirmed, Exception) or confirmed < self._replicas:
             raise ResponseError(f"NOREPLICAS {confirmed} of {self._replicas} replicas have what was written")
         return replies

@@ -9,6 +9,7 @@ from tests.cluster.cells import MATRIX, Cell, run
 from tests.cluster.machines import running
 from tests.faults.laws import Verdict
 
+SHOWN = 20  # sentences of what is broken
 HEAD = "machine | fault | replicas waited for | events in | applied | duplicated | lost | stale | recovered, s | laws"
 
 
@@ -31,7 +32,7 @@ async def _all(cells: list[Cell]) -> None:
                 await machines.wait_for_replicas(replicas)
             verdict = await run(machines, cell)
             print(row(cell, verdict), flush=True)
-            for law in verdict.broken:
+            for law in verdict.broken[:SHOWN]:
                 print(f"  {law}", file=sys.stderr, flush=True)
 
 

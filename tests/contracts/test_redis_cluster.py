@@ -66,10 +66,19 @@ async def test_a_replica_that_takes_over_costs_nothing(redis_cluster: Nodes) -> 
 
     def take_over() -> None:
         redis_cluster.ask(replica, "CLUSTER FAILOVER", "TAKEOVER")
-        redis_cluster.settled()
+        redis_cluster.settled(replica)
 
     await loaded(redis_cluster, take_over)
     assert redis_cluster.of(history_key("u0"))[0] == replica
+
+
+async def test_who_is_no_primary_any_more_sends_nobody_away(redis_cluster: Nodes) -> None:
+    async with opened(redis_cluster) as store:
+        await store.append([append("u0", 0)])
+        _, replica = redis_cluster.of(history_key("u0"))
+        redis_cluster.ask(replica, "CLUSTER FAILOVER", "TAKEOVER")
+        redis_cluster.settled(replica)
+        assert await persistently(lambda: store.append([append("u0", 1)])) == [Applied(4, 1, 0, 0)]
 
 
 async def test_a_primary_that_dies_costs_nothing(redis_cluster: Nodes) -> None:
@@ -79,7 +88,7 @@ async def test_a_primary_that_dies_costs_nothing(redis_cluster: Nodes) -> None:
         redis_cluster.kill(primary)
         redis_cluster.promoted(replica)
         redis_cluster.start(primary)
-        redis_cluster.settled()
+        redis_cluster.settled(replica)
 
     await loaded(redis_cluster, die)
     assert redis_cluster.of(history_key("u0"))[0] == replica
