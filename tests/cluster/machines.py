@@ -1,10 +1,12 @@
 """The containers of docker-compose.yml beside this file, seen from this host, and ways to hurt them."""
 
 import asyncio
+import random
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from unittest.mock import patch
 
 from stream.adapters.redis import nodes
@@ -18,8 +20,12 @@ from tests.faults.ends import Ends
 FILE = "tests/cluster/docker-compose.yml"
 BROKERS = ("kafka-1", "kafka-2", "kafka-3")
 PORTS = ("KAFKA_1_PORT", "KAFKA_2_PORT", "KAFKA_3_PORT", "FACETSTREAM_TRITON_PORT", "FACETSTREAM_QDRANT_PORT")
+SUBNET = "FACETSTREAM_TEST_SUBNET"
 ADDRESS = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"  # as docker inspect tells it
 REPLICAS = "FACETSTREAM_REDIS_REPLICAS"
+
+
+Mend = Callable[[], Awaitable[object]]
 
 
 @dataclass
@@ -28,23 +34,22 @@ class Machines(Ends):
 
     stack: Stack
 
-    async def kill(self, machine: str) -> None:
+    async def kill(self, machine: str) -> Mend:
+        """SIGKILL; how it is brought back."""
         await docker("kill", machine)
+        return partial(docker, "start", machine)
 
-    async def stop(self, machine: str) -> None:
-        """SIGTERM, and the time it needs."""
+    async def stop(self, machine: str) -> Mend:
+        """SIGTERM, and the time it needs; how it is brought back."""
         await docker("stop", "--time", "30", machine)
+        return partial(docker, "start", machine)
 
-    async def start(self, machine: str) -> None:
-        await docker("start", machine)
-
-    async def cut(self, machine: str) -> None:
-        """Off the network, all of a sudden and in both directions."""
-        await docker("network", "disconnect", self._network, machine)
-
-    async def rejoin(self, machine: str) -> None:
+    async def cut(self, machine: str) -> Mend:
+        """Off the network, all of a sudden and in both directions; how it comes back."""
         alias = machine.removeprefix(f"{self.stack.project}-").rpartition("-")[0]
-        await docker("network", "connect", "--alias", alias, self._network, machine)
+        network, place = f"{self.stack.project}_default", await address(machine)
+        await docker("network", "disconnect", network, machine)
+        return partial(docker, "network", "connect", "--ip", place, "--alias", alias, network, machine)
 
     async def machines(self, service: str) -> list[str]:
         listed = await asyncio.to_thread(self.stack.compose, "ps", "--all", "--format", "{{.Name}}", service)
@@ -57,6 +62,10 @@ class Machines(Ends):
         places = [primary.connection_pool.connection_kwargs["host"], replica[0].decode()]
         found = {await address(machine): machine for machine in await self.machines("redis")}
         return found[places[0]], found[places[1]]
+
+    async def promoted(self, machine: str) -> bool:
+        """Whether it is a primary."""
+        return (await docker("exec", machine, "redis-cli", "role")).startswith("master")
 
     async def paired(self) -> bool:
         """Whether every primary has a replica."""
@@ -72,10 +81,6 @@ class Machines(Ends):
         """Have all workers do so from now on."""
         with patch.dict(self.stack.variables, {REPLICAS: replicas}):
             await asyncio.to_thread(self.stack.start, "worker", recreate=True)
-
-    @property
-    def _network(self) -> str:
-        return f"{self.stack.project}_default"
 
 
 async def docker(*words: str) -> str:
@@ -96,7 +101,7 @@ async def address(machine: str) -> str:
 async def running() -> AsyncIterator[Machines]:
     """All of them, provisioned, with workers that wait for one replica of Redis; removed afterwards."""
     stack = Stack.new(PORTS, FILE)
-    stack.variables[REPLICAS] = 1
+    stack.variables.update({REPLICAS: 1, SUBNET: random.randrange(256)})
     try:
         await asyncio.to_thread(stack.up)
         ports = stack.variables
