@@ -20,12 +20,13 @@ def main() -> None:
     words = [set(each.split()) for each in parser.parse_args().words or [""]]
     chosen = [cell for cell in MATRIX if any(each <= set(str(cell).replace(",", "").split()) for each in words)]
     print(f"| {HEAD} |", "| --- | --- |" + " ---: |" * 7 + " --- |", sep="\n", flush=True)
-    asyncio.run(_all(chosen))
+    sys.exit(asyncio.run(_all(chosen)))
 
 
-async def _all(cells: list[Cell]) -> None:
+async def _all(cells: list[Cell]) -> bool:
+    """Whether a law was broken where replicas were waited for."""
+    broken, replicas = False, 1
     async with running() as machines:
-        replicas = 1
         for cell in cells:
             if cell.replicas != replicas:
                 replicas = cell.replicas
@@ -34,6 +35,8 @@ async def _all(cells: list[Cell]) -> None:
             print(row(cell, verdict), flush=True)
             for law in verdict.broken[:SHOWN]:
                 print(f"  {law}", file=sys.stderr, flush=True)
+            broken |= bool(verdict.broken and cell.replicas)
+    return broken
 
 
 def row(cell: Cell, verdict: Verdict) -> str:

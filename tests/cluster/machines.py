@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from unittest.mock import patch
 
 from stream.adapters.redis import nodes
 from stream.addresses import Addresses
@@ -23,7 +22,6 @@ PORTS = ("KAFKA_1_PORT", "KAFKA_2_PORT", "KAFKA_3_PORT", "FACETSTREAM_TRITON_POR
 SUBNET = "FACETSTREAM_TEST_SUBNET"
 ADDRESS = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"  # as docker inspect tells it
 REPLICAS = "FACETSTREAM_REDIS_REPLICAS"
-
 
 Mend = Callable[[], Awaitable[object]]
 
@@ -79,8 +77,8 @@ class Machines(Ends):
 
     async def wait_for_replicas(self, replicas: int) -> None:
         """Have all workers do so from now on."""
-        with patch.dict(self.stack.variables, {REPLICAS: replicas}):
-            await asyncio.to_thread(self.stack.start, "worker", recreate=True)
+        self.stack.variables[REPLICAS] = replicas
+        await asyncio.to_thread(self.stack.start, "worker", recreate=True)
 
 
 async def docker(*words: str) -> str:
@@ -92,9 +90,7 @@ async def docker(*words: str) -> str:
 
 async def address(machine: str) -> str:
     """Its IP address; empty while it has none."""
-    return (
-        await docker("inspect", "--format", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", machine)
-    ).strip()
+    return (await docker("inspect", "--format", ADDRESS, machine)).strip()
 
 
 @asynccontextmanager
