@@ -65,6 +65,10 @@ class _Thread(driver.AIOKafkaConsumerThread):
             return 0
         return max(0, int(state.highwater - state.position))
 
+    def topic_partitions(self, topic: str) -> int | None:
+        """Of the cluster's metadata; Faust asks a snapshot that only the group's leader has."""
+        return len(self._ensure_consumer()._client.cluster.partitions_for_topic(topic) or ()) or None
+
     async def confirmed(self) -> bool:
         """Whether the group's coordinator, asked now, knows this member and its generation."""
         beat = asyncio.run_coroutine_threadsafe(self._beat(), self.thread_loop)

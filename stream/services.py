@@ -62,7 +62,7 @@ async def checks(settings: Settings, addresses: Addresses, services: Services) -
     async with KafkaProbe(addresses.kafka, settings) as kafka, about_qdrant as vectors:
         yield {
             "kafka": kafka.checks(),
-            "redis": redis_probe.checks(services.redis, addresses.redis),
+            "redis": redis_probe.checks(services.redis, addresses.redis, settings.redis_replicas),
             "triton": triton_probe.checks(services.models, addresses.triton),
             "qdrant": vectors.checks(),
         }

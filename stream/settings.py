@@ -28,7 +28,9 @@ class Settings(BaseSettings):
 
     # Addresses. A part whose address is set is never embedded.
     kafka_url: str | None = Field(None, description="Kafka bootstrap servers, host:port[,host:port]")
-    redis_url: str | None = Field(None, description="Redis, redis://host:port/db or rediss://")
+    redis_url: str | None = Field(
+        None, description="Redis, redis://host:port/db or rediss://; a cluster, redis+cluster://host:port[,host:port]"
+    )
     triton_url: str | None = Field(None, description="Triton's gRPC endpoint, host:port")
     qdrant_url: str | None = Field(None, description="Qdrant's REST endpoint, http://host:port")
 
@@ -63,7 +65,7 @@ class Settings(BaseSettings):
 
     # Log.
     partitions: int = Field(4, ge=1, le=4096, description="partitions of each event topic")
-    replication: int = Field(1, ge=1, le=7, description="replicas of each topic")
+    replication: int = Field(1, ge=1, le=7, description="replicas of each topic, most of them in sync")
     retention_hours: int = Field(168, ge=1, description="hours that Kafka keeps events and dead letters")
     consumer_group: str = Field("facetstream", min_length=1, max_length=200, description="Kafka consumer group")
     max_event_bytes: int = Field(65_536, ge=1_024, le=1_000_000, description="bytes above which a record is refused")
@@ -71,6 +73,7 @@ class Settings(BaseSettings):
     ingest_batch: int = Field(2_000, ge=1, le=100_000, description="records of one partition handled at once")
 
     # Histories.
+    redis_replicas: int = Field(0, ge=0, le=5, description="replicas of Redis that must have what counts as written")
     history_length: int = Field(1_024, ge=1, le=8_192, description="records kept per user, newest")
     event_id_window: int = Field(64, ge=0, le=4_096, description="latest event ids remembered per user and scenario")
     item_cache: int = Field(200_000, ge=0, description="items whose codes a worker keeps in memory")
@@ -129,8 +132,9 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _redis(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError("write redis://host:port or rediss://host:port")
+        schemes = ("redis://", "rediss://", "redis+cluster://", "rediss+cluster://", "unix://")
+        if value is not None and not value.startswith(schemes):
+            raise ValueError("write redis://host:port, rediss://host:port or redis+cluster://host:port[,host:port]")
         return value
 
     @field_validator("triton_url")
@@ -157,7 +161,7 @@ def variable(name: str) -> str:
 
 def masked(url: Any) -> str:
     """A URL without the credentials in it."""
-    hidden = re.sub(r"^((?:\w+://)?).*@", rf"\1{MASK}@", str(url))
+    hidden = re.sub(r"^((?:[\w+]+://)?).*@", rf"\1{MASK}@", str(url))
     return re.sub(r"([?&][^=&]*(?:password|key|token)=)[^&]*", rf"\1{MASK}", hidden)
 
 

@@ -16,14 +16,17 @@ from typing import NoReturn
 
 import pytest
 import redis
+from redis.asyncio import Redis
 
+from stream.adapters.redis import connect
 from stream.embedded.process import Server
 from stream.errors import UserError
 from stream.settings import Settings, load
+from tests.redis_nodes import Nodes
 
 ROOT = Path(__file__).parent.parent
 START_TIMEOUT = 120.0  # seconds; the machine may be busy
-collect_ignore = ["compose", "containers"]  # they build images: `make test-compose` names them
+collect_ignore = ["cluster", "compose", "containers"]  # they build images: `make test-compose` names them
 
 
 def need(service: str, reason: str) -> NoReturn:
@@ -78,6 +81,33 @@ def redis_db(redis_url: str) -> Iterator[str]:
         client.script_flush()
         yield redis_url
         client.flushdb()
+
+
+@pytest.fixture(scope="session")
+def redis_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    """A Redis Cluster, which tests leave as well as they found it."""
+    nodes = Nodes(tmp_path_factory.mktemp("nodes"))
+    try:
+        nodes.up()
+        yield nodes
+    except UserError as error:
+        need("redis", str(error))
+    finally:
+        nodes.down()
+
+
+@pytest.fixture
+def redis_cluster(redis_nodes: Nodes) -> Nodes:
+    """An empty one."""
+    redis_nodes.empty()
+    return redis_nodes
+
+
+def client_of(server: str, request: pytest.FixtureRequest) -> Redis:
+    """Of an empty Redis, or of an empty cluster whose replicas are waited for."""
+    if server == "redis":
+        return connect(request.getfixturevalue("redis_db"), load())
+    return connect(request.getfixturevalue("redis_cluster").url, load(redis_replicas=1))
 
 
 @pytest.fixture(scope="session")

@@ -99,7 +99,11 @@ def test_redis_loses_and_evicts_nothing() -> None:
     assert "--maxmemory-policy noeviction" in command
 
 
-@pytest.mark.parametrize("files", [["docker-compose.yml"], ["docker-compose.yml", "deploy/gpu.yml"]], ids="+".join)
+@pytest.mark.parametrize(
+    "files",
+    [["docker-compose.yml"], ["docker-compose.yml", "deploy/gpu.yml"], ["tests/cluster/docker-compose.yml"]],
+    ids="+".join,
+)
 def test_compose_accepts_the_files(files: list[str]) -> None:
     if not shutil.which("docker") or subprocess.run(["docker", "compose", "version"], capture_output=True).returncode:
         pytest.skip("no Docker Compose here")

@@ -36,6 +36,7 @@ from stream.points import ITEMS, USERS
 from stream.ports import ModelCard
 from stream.settings import Settings, load, variable
 from stream.stores import Codebook
+from tests.redis_nodes import Nodes
 
 NOWHERE = {
     "kafka": "127.0.0.1:1",
@@ -212,6 +213,32 @@ def test_a_replica(examine: Examine, server: Server, client: Any, redis_db: str)
     assert states(found, "redis")["role"] == "wrong"
     assert str(primary["port"]) in found["redis", "role"]["text"]
     assert "READONLY" in found["redis", "scripts"]["text"]
+
+
+def test_a_cluster_is_asked_node_by_node(
+    examine: Examine, redis_cluster: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = examine(redis=redis_cluster.url)
+    assert "with 1 replicas, not waited for" in found["redis", "role"]["text"]
+    monkeypatch.setenv("FACETSTREAM_REDIS_REPLICAS", "1")
+    told = ("server", "role", "eviction", "memory", "persistence", "scripts", "clock")
+    assert {name: states(examine(redis=redis_cluster.url), "redis")[name] for name in told} == dict.fromkeys(told, "ok")
+    primary, _ = redis_cluster.of("fs:counters")
+    redis_cluster.ask(primary, "CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+    wrong = examine(redis=redis_cluster.url)["redis", "eviction"]
+    redis_cluster.ask(primary, "CONFIG", "SET", "maxmemory-policy", "noeviction")
+    assert wrong["text"].startswith(f"127.0.0.1:{primary} maxmemory-policy is allkeys-lru")
+    alone = examine(redis=f"redis://127.0.0.1:{primary}")["redis", "server"]
+    assert "redis+cluster://" in alone["text"]
+
+
+def test_replicas_that_are_asked_for_and_not_there(
+    examine: Examine, redis_db: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FACETSTREAM_REDIS_REPLICAS", "1")
+    found = examine(redis=redis_db)
+    assert "nothing counts as written" in found["redis", "role"]["text"]
+    assert "NOREPLICAS 0 of 1" in found["redis", "scripts"]["text"]
 
 
 def test_a_user_who_may_not_run_scripts_and_one_who_may_not_touch_our_keys(

@@ -104,6 +104,7 @@ def test_a_refused_url_keeps_its_password(monkeypatch: pytest.MonkeyPatch) -> No
         ("redis://h:6379/0", "redis://h:6379/0"),
         ("redis://me:s3@cr/et@h:6379/0", "redis://********@h:6379/0"),
         ("redis://:s3cret@h", "redis://********@h"),
+        ("redis+cluster://me:s3cret@h:1,g:2", "redis+cluster://********@h:1,g:2"),
         ("me:s3cret@h:9092", "********@h:9092"),
         ("redis://h/0?db=1&password=s3cret", "redis://h/0?db=1&password=********"),
     ],

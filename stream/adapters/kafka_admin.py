@@ -135,6 +135,7 @@ def _new_topic(topic: str, settings: Settings) -> NewTopic:
         config = {"cleanup.policy": "compact"}
     elif topic == DEAD:
         config["max.message.bytes"] = str(DEAD_BYTES)
+    config["min.insync.replicas"] = str(settings.replication // 2 + 1)  # any two majorities share a broker
     return NewTopic(topic, settings.partitions, settings.replication, topic_configs=config)
 
 

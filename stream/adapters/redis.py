@@ -17,6 +17,8 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from stream.adapters.redis_cluster import Cluster
+from stream.adapters.redis_replicas import Replicated
 from stream.errors import Permanent, Transient, UserError
 from stream.history import pack_record
 from stream.identity import SHARDS, item_index, shard
@@ -29,10 +31,13 @@ _WAITS = (
     exceptions.ReadOnlyError,
     exceptions.TryAgainError,
     exceptions.ClusterDownError,
+    exceptions.AskError,  # and MovedError: the cluster is changing faster than we can follow
     exceptions.OutOfMemoryError,
 )
+CLUSTER = "+cluster"  # ends a URL's scheme
+WAIT_SHARE = 0.5  # of the time for a round trip: how long it may take the replicas
 _UNREADABLE = re.compile(r"\b(FORMAT|WRONGTYPE)\b")
-_WAIT_CODES = re.compile(r"\b(OOM|LOADING|READONLY|MASTERDOWN|BUSY|MISCONF|NOREPLICAS|CLUSTERDOWN)\b")
+_WAIT_CODES = re.compile(r"\b(OOM|LOADING|READONLY|MASTERDOWN|BUSY|MISCONF|NOREPLICAS|CLUSTERDOWN|UNBLOCKED)\b")
 COUNTERS = "fs:counters"
 CODEBOOK = "fs:codebook"
 WORKERS = "fs:workers"
@@ -45,11 +50,25 @@ SALTS = 16  # two items rarely want one index; this many never do
 
 
 def connect(url: str, settings: Settings) -> Redis:
-    """A client that never retries by itself: policies do."""
+    """A client of a server, or of a cluster (`redis+cluster://host:port,host:port`). It never retries: policies do."""
+    scheme, _, rest = url.partition("://")
+    if not scheme.endswith(CLUSTER):
+        return _client(url, settings)
+    credentials, at, place = rest.rpartition("@")
+    hosts, mark, options = place.partition("?")
+    plain = scheme.removesuffix(CLUSTER)
+    return Cluster(
+        hosts.rstrip("/").split(","),
+        lambda node: _client(f"{plain}://{credentials}{at}{node}{mark}{options}", settings),
+    )
+
+
+def _client(url: str, settings: Settings) -> Redis:
+    kind = Replicated if settings.redis_replicas else Redis
     password = settings.redis_password.get_secret_value() if settings.redis_password else None
     extra: dict[str, Any] = {"password": password} if password else {}
     try:
-        client = Redis.from_url(
+        client = kind.from_url(
             url,
             socket_timeout=settings.redis_timeout,
             socket_connect_timeout=settings.redis_timeout,
@@ -59,6 +78,8 @@ def connect(url: str, settings: Settings) -> Redis:
         )
     except ValueError:
         raise UserError(f"{masked(url)!r} is no Redis: write redis://host:port/db or rediss://host:port/db") from None
+    if isinstance(client, Replicated):
+        client.replicas, client.wait_ms = settings.redis_replicas, int(WAIT_SHARE * settings.redis_timeout * 1000)
     client.connection_pool.connection_class = _packing(client.connection_pool.connection_class)
     return client
 
@@ -72,6 +93,11 @@ def _packing(connection: Any) -> Any:
             return [pack_command((*arguments[0].encode().split(), *arguments[1:]))]
 
     return Packing
+
+
+async def nodes(redis: Redis) -> list[Redis]:
+    """The servers behind a client: of a cluster, its primaries."""
+    return await guarded(redis.primaries()) if isinstance(redis, Cluster) else [redis]
 
 
 @lru_cache
@@ -308,7 +334,7 @@ class RedisRegistry:
         # One command: the hash is there whole or not at all.
         known = await self.codebook()
         if known is None:
-            await guarded(cast(Awaitable[Any], self._redis.hset(CODEBOOK, mapping=cast(Any, asdict(codebook)))))
+            await _pipelined(self._redis, lambda p: [p.hset(CODEBOOK, mapping=cast(Any, asdict(codebook)))])
         return known is None
 
     async def epochs(self) -> dict[str, int]:
@@ -351,11 +377,12 @@ async def _pipelined(redis: Redis, commands: Callable[[Any], object]) -> list[An
 
 async def _scanned(redis: Redis, pattern: str) -> AsyncIterator[list[bytes]]:
     """The keys of a pattern in pages. Redis may show one twice, while it makes its table smaller."""
-    cursor = None
-    while cursor != 0:
-        cursor, keys = await guarded(cast(Awaitable[Any], redis.scan(cursor or 0, match=pattern, count=SCAN_PAGE)))
-        if keys:
-            yield keys
+    for node in await nodes(redis):
+        cursor = None
+        while cursor != 0:
+            cursor, keys = await guarded(cast(Awaitable[Any], node.scan(cursor or 0, match=pattern, count=SCAN_PAGE)))
+            if keys:
+                yield keys
 
 
 def history_key(user_id: str) -> str:

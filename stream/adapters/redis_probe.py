@@ -2,12 +2,14 @@
 
 import time
 import uuid
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
 from redis.asyncio import Redis
 
-from stream.adapters.redis import guarded, raised
+from stream.adapters.redis import guarded, nodes, raised
+from stream.adapters.redis_cluster import Cluster
 from stream.errors import Permanent
 from stream.events import AHEAD_MS
 from stream.findings import Check, Doubt
@@ -20,28 +22,30 @@ SKEW_SECONDS = 5.0
 WRITE = "redis.call('SET', KEYS[1], 1, 'PX', 10000) return redis.call('DEL', KEYS[1])"
 
 
-def checks(redis: Redis, url: str) -> list[Check]:
-    cli = f"redis-cli -u {masked(url)}"
+def checks(redis: Redis, url: str, replicas: int) -> list[Check]:
+    """Of a cluster, every primary is asked."""
+
+    def each(ask: Callable[[Redis], Awaitable[str]]) -> Callable[[], Awaitable[str]]:
+        return partial(_each, redis, ask)
+
+    cluster = isinstance(redis, Cluster)
+    cli = "redis-cli --cluster call HOST:PORT" if cluster else f"redis-cli -u {masked(url)}"
     return [
         Check(
             "server",
-            partial(_server, redis, masked(url)),
+            each(partial(_server, masked(url), cluster)),
             f"start it, or set {variable('redis_url')} and {variable('redis_password')}",
         ),
-        Check("role", partial(_role, redis), f"set {variable('redis_url')} to the primary"),
         Check(
-            "eviction",
-            partial(_eviction, redis),
-            f"{cli} CONFIG SET maxmemory-policy noeviction, and the same in redis.conf",
+            "role",
+            each(partial(_role, replicas)),
+            f"set {variable('redis_url')} to the primary, {variable('redis_replicas')} to how many must have a write",
         ),
-        Check(
-            "memory",
-            partial(_memory, redis),
-            f"{cli} CONFIG SET maxmemory BYTES, or a smaller {variable('history_length')}",
-        ),
+        Check("eviction", each(_eviction), f"{cli} CONFIG SET maxmemory-policy noeviction, and the same in redis.conf"),
+        Check("memory", each(_memory), f"{cli} CONFIG SET maxmemory BYTES, or a smaller {variable('history_length')}"),
         Check(
             "persistence",
-            partial(_persistence, redis),
+            each(_persistence),
             f"{cli} CONFIG SET appendonly yes, CONFIG SET appendfsync always, and the same in redis.conf",
         ),
         Check(
@@ -49,8 +53,29 @@ def checks(redis: Redis, url: str) -> list[Check]:
             partial(_scripts, redis),
             "let this user run EVALSHA and SCRIPT LOAD, and all commands on the keys fs:*: ACL SETUSER",
         ),
-        Check("clock", partial(_clock, redis), "keep the clocks of both machines with NTP"),
+        Check("clock", each(_clock), "keep the clocks of all machines with NTP"),
     ]
+
+
+async def _each(redis: Redis, ask: Callable[[Redis], Awaitable[str]]) -> str:
+    """The answers of all servers; who is in the wrong speaks before who is in doubt."""
+    answers, doubts = [], []
+    for node in await nodes(redis):
+        try:
+            answers.append(await ask(node))
+        except Doubt as doubt:
+            doubts.append(Doubt(f"{_at(redis, node)}{doubt}"))
+        except Permanent as error:
+            raise Permanent(f"{_at(redis, node)}{error}") from error
+    if doubts:
+        raise doubts[0]
+    return "; ".join(dict.fromkeys(answers))
+
+
+def _at(redis: Redis, node: Redis) -> str:
+    """Which one, where there are several."""
+    place = node.connection_pool.connection_kwargs
+    return "" if node is redis else f"{place['host']}:{place['port']} "
 
 
 async def _info(redis: Redis) -> dict[str, Any]:
@@ -58,18 +83,27 @@ async def _info(redis: Redis) -> dict[str, Any]:
     return found
 
 
-async def _server(redis: Redis, url: str) -> str:
-    version = str((await _info(redis))["redis_version"])
+async def _server(url: str, cluster: bool, redis: Redis) -> str:
+    info = await _info(redis)
+    version = str(info["redis_version"])
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_SERVER:
         raise Permanent(f"Redis {version} is older than {'.'.join(map(str, OLDEST_SERVER))}")
+    if info["cluster_enabled"] and not cluster:
+        raise Permanent(f"a node of a cluster: set {variable('redis_url')} to redis+cluster://host:port")
     return f"Redis {version} at {url}"
 
 
-async def _role(redis: Redis) -> str:
+async def _role(wanted: int, redis: Redis) -> str:
     info = await _info(redis)
     if info["role"] != "master":
         raise Permanent(f"is a replica of {info.get('master_host')}:{info.get('master_port')}, which takes no writes")
-    return f"primary with {info.get('connected_slaves', 0)} replicas"
+    replicas = int(info.get("connected_slaves", 0))
+    text = f"primary with {replicas} replicas"
+    if replicas < wanted:
+        raise Permanent(f"{text}: nothing counts as written with {variable('redis_replicas')}={wanted}")
+    if replicas and not wanted:
+        raise Doubt(f"{text}, not waited for: a fail-over may take what was acknowledged to Kafka")
+    return text
 
 
 async def _eviction(redis: Redis) -> str:

@@ -1,9 +1,10 @@
-"""docker-compose.yml, brought up under a name and on ports of its own."""
+"""A Compose file, docker-compose.yml or another, brought up under a name and on ports of its own."""
 
 import json
 import os
 import socket
 import subprocess
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from uuid import uuid4
 
 ROOT = Path(__file__).parents[2]
 SERVERS = ("kafka", "redis", "qdrant", "triton", "worker")
+PORTS = tuple(f"FACETSTREAM_{part}_PORT" for part in ("KAFKA", "REDIS", "TRITON", "QDRANT"))
 UP_SECONDS = 300  # until everything is healthy, once it is built
 LOG_LINES = 40
 
@@ -42,17 +44,18 @@ class Stack:
     """One project of Compose."""
 
     project: str
-    ports: dict[str, int]  # on 127.0.0.1, by variable
+    variables: dict[str, int]  # that the file asks for: ports on 127.0.0.1, and what else
+    file: str = "docker-compose.yml"
 
     @classmethod
-    def new(cls) -> "Stack":
-        names = [f"FACETSTREAM_{part}_PORT" for part in ("KAFKA", "REDIS", "TRITON", "QDRANT")]
-        return cls(f"facetstream-test-{uuid4().hex[:8]}", dict(zip(names, free_ports(len(names)), strict=True)))
+    def new(cls, names: Sequence[str] = PORTS, file: str = "docker-compose.yml") -> "Stack":
+        ports = dict(zip(names, free_ports(len(names)), strict=True))
+        return cls(f"facetstream-test-{uuid4().hex[:8]}", ports, file)
 
     @property
     def addresses(self) -> dict[str, str]:
         """The four parts as settings of a process on the host."""
-        port = self.ports
+        port = self.variables
         return {
             "FACETSTREAM_KAFKA_URL": f"127.0.0.1:{port['FACETSTREAM_KAFKA_PORT']}",
             "FACETSTREAM_REDIS_URL": f"redis://127.0.0.1:{port['FACETSTREAM_REDIS_PORT']}/0",
@@ -74,11 +77,10 @@ class Stack:
         """As a crash would."""
         self.compose("kill", service)
 
-    def start(self, service: str) -> None:
-        """What is there of a service, until it is healthy."""
-        self.compose(
-            "up", "--detach", "--no-deps", "--no-recreate", "--wait", "--wait-timeout", str(UP_SECONDS), service
-        )
+    def start(self, service: str, recreate: bool = False) -> None:
+        """What is there of a service, or all of it anew; until it is healthy."""
+        how = "--force-recreate" if recreate else "--no-recreate"
+        self.compose("up", "--detach", "--no-deps", how, "--wait", "--wait-timeout", str(UP_SECONDS), service)
 
     def restarts(self, service: str) -> int:
         """How often the engine had to restart it because it ended by itself."""
@@ -97,6 +99,6 @@ class Stack:
 
     def _run(self, *words: str) -> subprocess.CompletedProcess[str]:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("FACETSTREAM_")}
-        environment = clean | {name: str(port) for name, port in self.ports.items()}
-        command = ["docker", "compose", "--project-name", self.project, *words]
+        environment = clean | {name: str(port) for name, port in self.variables.items()}
+        command = ["docker", "compose", "--file", self.file, "--project-name", self.project, *words]
         return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)

@@ -1,4 +1,5 @@
-"""One contract for the store of histories: the in-memory twin, and the Lua scripts on a real Redis, byte for byte."""
+"""One contract for the store of histories: the in-memory twin, and the Lua scripts on a real
+Redis, byte for byte, and on a cluster."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -22,6 +23,7 @@ from stream.identity import event_hash, shard
 from stream.retry import persistently
 from stream.settings import load
 from stream.stores import Append, Applied, Backlog, Dirty, Entry, Histories, Refreshed
+from tests.conftest import client_of
 
 CODE_BYTES = 3
 CODEBOOK = 7
@@ -37,12 +39,12 @@ async def make(request: Any) -> AsyncIterator[Callable[..., Histories]]:
         store = MemoryHistories(**sizes)
         yield lambda **changed: replace(store, **changed)
         return
-    client = redis_adapter.connect(request.getfixturevalue("redis_db"), load())
+    client = client_of(request.param, request)
     yield lambda **changed: RedisHistories(client, **(sizes | changed))
     await client.aclose()
 
 
-both = pytest.mark.parametrize("make", ["twin", "redis"], indirect=True)
+each = pytest.mark.parametrize("make", ["twin", "redis", "cluster"], indirect=True)
 
 
 def record(ts: int, item: int = 1, *, scenario: int = 1, codes: bytes | None = b"abc") -> Record:
@@ -63,7 +65,7 @@ async def read(store: Histories, user: str = "u") -> History:
     return decode(data)
 
 
-@both
+@each
 async def test_an_event_is_appended_counted_and_marked_dirty_at_once(make: Any) -> None:
     store = make()
     assert await store.append([append(entry(5, record(10)))]) == [Applied(2, 1, 0, 0)]
@@ -73,7 +75,7 @@ async def test_an_event_is_appended_counted_and_marked_dirty_at_once(make: Any) 
     assert await store.dirty([shard("u")], 10) == [Dirty("u", 1_000)]
 
 
-@both
+@each
 async def test_the_backlog_of_some_shards_is_counted_and_dated(make: Any) -> None:
     store = make()
     assert await store.backlog([shard("u"), shard("v")]) == Backlog(0, None)
@@ -81,7 +83,7 @@ async def test_the_backlog_of_some_shards_is_counted_and_dated(make: Any) -> Non
     assert await store.backlog([shard("u"), shard("v")]) == Backlog(2, 1_000)
 
 
-@both
+@each
 async def test_a_redelivered_offset_and_a_repeated_event_id_count_once(make: Any) -> None:
     store = make()
     await store.append([append(entry(5, record(10)), entry(6, record(11)))])
@@ -90,7 +92,7 @@ async def test_a_redelivered_offset_and_a_repeated_event_id_count_once(make: Any
     assert [r.ts - OLDEST_MS for r in (await read(store)).records] == [10, 11]
 
 
-@both
+@each
 async def test_an_event_id_older_than_the_window_is_forgotten(make: Any) -> None:
     store = make()
     await store.append([append(*(entry(i, record(i)) for i in range(WINDOW + 1)))])
@@ -98,7 +100,7 @@ async def test_an_event_id_older_than_the_window_is_forgotten(make: Any) -> None
     assert await store.append([again]) == [Applied(12, 1, 1, 0)]
 
 
-@both
+@each
 async def test_late_events_are_read_in_event_time_and_the_oldest_are_trimmed(make: Any) -> None:
     store = make()
     times = [50, 10, 40, 20, 60, 30, 90, 80, 70, 5]
@@ -108,14 +110,14 @@ async def test_late_events_are_read_in_event_time_and_the_oldest_are_trimmed(mak
     assert history.events_applied == len(times)
 
 
-@both
+@each
 async def test_ties_keep_the_order_of_arrival(make: Any) -> None:
     store = make()
     await store.append([append(*(entry(i, record(10, item)) for i, item in enumerate([3, 1, 2])))])
     assert [r.item for r in (await read(store)).records] == [3, 1, 2]
 
 
-@both
+@each
 async def test_a_new_incarnation_of_the_topic_starts_its_offsets_again(make: Any) -> None:
     store = make()
     await store.append([append(entry(100, record(1)))])
@@ -123,7 +125,7 @@ async def test_a_new_incarnation_of_the_topic_starts_its_offsets_again(make: Any
     assert (await read(store)).marks == {Source(1, 0).key: (2, 0)}
 
 
-@both
+@each
 async def test_codes_that_come_later_are_filled_and_move_the_version(make: Any) -> None:
     store = make()
     (applied,) = await store.append([append(entry(1, record(1, 11, codes=None)), entry(2, record(2, 12, codes=None)))])
@@ -136,7 +138,7 @@ async def test_codes_that_come_later_are_filled_and_move_the_version(make: Any) 
     assert await store.fill({"nobody": {11: b"xyz"}}) == {"nobody": None}
 
 
-@both
+@each
 async def test_the_mark_is_cleared_only_when_the_version_has_not_moved(make: Any) -> None:
     store = make()
     await store.append([append(entry(1, record(1)))])
@@ -147,7 +149,7 @@ async def test_the_mark_is_cleared_only_when_the_version_has_not_moved(make: Any
     assert await store.dirty([shard("u")], 10) == []
 
 
-@both
+@each
 async def test_a_shard_that_has_got_another_owner_is_settled_by_nobody_else(make: Any) -> None:
     store, here = make(), shard("u")
     assert await store.owners([here, here + 1]) == [0, 0]
@@ -162,7 +164,7 @@ async def test_a_shard_that_has_got_another_owner_is_settled_by_nobody_else(make
     assert await store.settle([Refreshed("u", 2, 5_000, late)]) == [True]
 
 
-@both
+@each
 async def test_all_histories_are_scanned_and_dirty_users_counted(make: Any) -> None:
     store, users = make(), [f"{{ü}}:h:{n}" for n in range(1_000)]
     assert [page async for page in store.scan()] == []
@@ -174,7 +176,7 @@ async def test_all_histories_are_scanned_and_dirty_users_counted(make: Any) -> N
     assert await store.dirty_count() == len(users) - 1
 
 
-@both
+@each
 async def test_an_older_mark_stays(make: Any) -> None:
     store = make()
     await store.mark([Dirty("u", 500)])
@@ -182,7 +184,7 @@ async def test_an_older_mark_stays(make: Any) -> None:
     assert await store.dirty([shard("u")], 10) == [Dirty("u", 500)]
 
 
-@both
+@each
 async def test_a_history_of_another_codebook_is_refused_unchanged(make: Any) -> None:
     await make().append([append(entry(1, record(1)))])
     with pytest.raises(Permanent, match="CODEBOOK"):
@@ -190,7 +192,7 @@ async def test_a_history_of_another_codebook_is_refused_unchanged(make: Any) -> 
     assert len((await read(make())).records) == 1
 
 
-@both
+@each
 async def test_a_history_that_cannot_be_read_is_left_alone_and_holds_up_nobody(make: Any) -> None:
     store = make()
     await spoil(store, "u", b"\x07of a format to come")
@@ -291,9 +293,10 @@ async def test_a_redis_that_is_away_is_transient() -> None:
     await client.aclose()
 
 
-async def test_a_cancellation_is_not_lost(redis_db: str) -> None:
+@pytest.mark.parametrize("server", ["redis", "cluster"])
+async def test_a_cancellation_is_not_lost(request: pytest.FixtureRequest, server: str) -> None:
     """Whatever it interrupts: redis-py would go on after some."""
-    client = redis_adapter.connect(redis_db, load())
+    client = client_of(server, request)
     store = RedisHistories(client, code_bytes=CODE_BYTES, codebook_version=CODEBOOK, length=LENGTH, window=WINDOW)
     ended = []
 

@@ -7,13 +7,12 @@ from typing import Any
 
 import pytest
 
-from stream.adapters import redis as redis_adapter
 from stream.adapters.memory_stores import MemoryCounters, MemoryItems, MemoryRegistry
 from stream.adapters.redis import RedisCounters, RedisItems, RedisRegistry
 from stream.identity import item_index
-from stream.settings import load
 from stream.stats import CounterStore
 from stream.stores import Codebook, Items, Registry, StoredItem
+from tests.conftest import client_of
 
 
 @dataclass(frozen=True)
@@ -24,12 +23,12 @@ class Stores:
     redis: Any = None
 
 
-@pytest.fixture(params=["twin", "redis"])
+@pytest.fixture(params=["twin", "redis", "cluster"])
 async def stores(request: Any) -> AsyncIterator[Stores]:
     if request.param == "twin":
         yield Stores(MemoryItems(), MemoryRegistry(), MemoryCounters())
         return
-    client = redis_adapter.connect(request.getfixturevalue("redis_db"), load())
+    client = client_of(request.param, request)
     yield Stores(RedisItems(client, codebook_version=3), RedisRegistry(client), RedisCounters(client), client)
     await client.aclose()
 

@@ -40,7 +40,8 @@ def main() -> None:
     text = "\n".join([*(f"- {name}: {value}" for name, value in where.items()), "", ABOUT, *table(rows)]) + "\n"
     if chosen.write:
         command = shlex.join(["python", "-m", "tests.faults", *chosen.words, "--write"])
-        RESULTS.write_text(f"# Crash matrix\n\nWritten by `{command}`.\n\n{text}")
+        _, mark, others = RESULTS.read_text().partition("\n## ")  # written by others
+        RESULTS.write_text(f"# Crash matrix\n\nWritten by `{command}`.\n\n{text}{mark}{others}")
     print(text)
     sys.exit(any(verdict.broken for _, verdict in rows))
 

@@ -6,9 +6,10 @@ import time
 from dataclasses import dataclass, replace
 
 from stream.topics import ITEMS
+from tests.faults.ends import PATIENCE, Stuck
 from tests.faults.laws import Verdict, judge, watching
 from tests.faults.steps import SIDES, STEPS
-from tests.faults.system import PATIENCE, Stuck, System
+from tests.faults.system import System
 from tests.faults.truth import Truth
 
 PROCESSES = ("worker", "kafka", "redis", "triton", "qdrant")

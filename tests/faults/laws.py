@@ -25,7 +25,7 @@ from stream.identity import shard
 from stream.ledger import Batch, Record
 from stream.services import connect, reader
 from stream.topics import ALL, DEAD, EVENT_TOPICS, ITEMS, UPDATED
-from tests.faults.system import System
+from tests.faults.ends import Ends
 from tests.faults.truth import Line, Truth
 from tests.path.rig import Rig
 
@@ -63,7 +63,7 @@ class Watch:
 
 
 @asynccontextmanager
-async def watching(system: System, users: Sequence[str]) -> AsyncIterator[Watch]:
+async def watching(system: Ends, users: Sequence[str]) -> AsyncIterator[Watch]:
     watch, over = Watch(), asyncio.Event()
 
     async def look() -> None:
@@ -109,7 +109,7 @@ class Found:
         return {record.value or b"" for batch in self.log[DEAD] for record in batch.records}
 
 
-async def judge(system: System, truth: Truth, watch: Watch, since_ms: int, ordered: bool) -> Verdict:
+async def judge(system: Ends, truth: Truth, watch: Watch, since_ms: int, ordered: bool) -> Verdict:
     """Read all stores and the log from `since_ms`. `ordered`: no two workers were at it at once."""
     found = Found(
         packed=dict(zip(truth.users, await system.opened.histories.read(truth.users), strict=True)),
@@ -143,7 +143,7 @@ async def judge(system: System, truth: Truth, watch: Watch, since_ms: int, order
     )
 
 
-async def _versions(system: System, users: Sequence[str]) -> dict[str, int]:
+async def _versions(system: Ends, users: Sequence[str]) -> dict[str, int]:
     packed = zip(users, await system.opened.histories.read(users), strict=True)
     return {user: history.version_of(data) for user, data in packed if data is not None}
 
@@ -157,7 +157,7 @@ def _counted(histories: Mapping[str, list[Line]]) -> Counter[tuple[str, Line]]:
     return Counter((user, line) for user, lines in histories.items() for line in lines)
 
 
-async def _log(system: System, since_ms: int) -> dict[str, list[Batch]]:
+async def _log(system: Ends, since_ms: int) -> dict[str, list[Batch]]:
     """What each topic holds of the cell."""
     found: dict[str, list[Batch]] = defaultdict(list)
     async with reader(system.addresses.kafka, system.settings, ALL, since_ms) as log:
@@ -184,7 +184,7 @@ def _update(record: Record) -> tuple[str, int]:
     return update["user_id"], update["version"]
 
 
-async def _replayed(system: System, log: dict[str, list[Batch]]) -> dict[str, bytes]:
+async def _replayed(system: Ends, log: dict[str, list[Batch]]) -> dict[str, bytes]:
     """The histories when the log is replayed onto empty stores, with the models that are served."""
     book, settings = system.opened.codebook, system.settings
     fresh = MemoryHistories(book.code_bytes, book.version, settings.history_length, settings.event_id_window)
@@ -209,7 +209,7 @@ def _difference(data: bytes | None, replayed: bytes | None) -> str:
     return f"{one} replayed is {other}"
 
 
-def _astray(system: System, found: Found) -> list[str]:
+def _astray(system: Ends, found: Found) -> list[str]:
     """Users whose events came by another partition than their own."""
     decoded = {user: history.decode(data) for user, data in found.packed.items() if data}
     own = {user: shard(user) % system.settings.partitions for user in decoded}

@@ -6,32 +6,24 @@ import random
 import signal
 import socket
 import sys
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from stream import history
-from stream.adapters.kafka import lag
-from stream.addresses import Addresses
 from stream.embedded import kafka
 from stream.embedded.process import Server
 from stream.embedded.stack import STARTERS, Stack
-from stream.errors import Transient
-from stream.identity import shard
 from stream.provision import provision
-from stream.services import Services, Stores, connect, producer, stores
+from stream.services import connect, stores
 from stream.settings import Settings, load, variable
 from tests.conftest import ROOT, START_TIMEOUT
+from tests.faults.ends import Ends, Stuck
 from tests.faults.gate import Gate
-from tests.faults.truth import Message
 from tests.faults.worker import SESSION_SECONDS, Worker
 
-PATIENCE = 60.0  # seconds without progress
-LOOK_SECONDS = 0.2
 PORTS = range(20_000, 32_000)  # below those that the kernel gives to clients: a server that is away finds its own free
 KNOBS: dict[str, Any] = {  # a worker shall meet time-outs, and several batches a burst
     "redis_timeout": 1.0,
@@ -42,19 +34,11 @@ KNOBS: dict[str, Any] = {  # a worker shall meet time-outs, and several batches 
 }
 
 
-class Stuck(Exception):
-    """The system does not do what it should, nor anything that leads there."""
-
-
 @dataclass
-class System:
+class System(Ends):
     """What runs, and ways to hurt it. `workers` are those that should be alive, the oldest first."""
 
-    settings: Settings
-    addresses: Addresses
     gate: Gate
-    services: Services
-    opened: Stores
     servers: dict[str, Server]
     workers: list[Worker] = field(default_factory=list)
     _started: int = 0
@@ -95,42 +79,7 @@ class System:
             await self.kill("worker")
         self._start_worker()
 
-    async def send(self, messages: Sequence[Message]) -> None:
-        """Return when Kafka has them all."""
-        async with producer(self.addresses.kafka, self.settings) as kafka:
-            for message in messages:
-                await kafka.send(message.topic, message.key, message.value)
-            await kafka.flush()
-
-    async def unacknowledged(self) -> int:
-        """Records that the workers have not acknowledged to Kafka."""
-        return await lag(self.addresses.kafka, self.settings)
-
-    async def applied(self, users: Sequence[str]) -> int:
-        """Events in the histories of these users."""
-        packed = await self.opened.histories.read(users)
-        return sum(history.decode(data).events_applied for data in packed if data is not None)
-
-    async def settled(self, users: Sequence[str]) -> None:
-        """Return when everything is acknowledged and then none of these users is dirty. Raises `Stuck`."""
-        shards = sorted({shard(user) for user in users})
-        await self.until(self.unacknowledged, 0)
-        await self.until(lambda: self.opened.histories.dirty(shards, len(users)), [])
-
-    async def until(self, look: Callable[[], Awaitable[Any]], goal: Any) -> None:
-        """Return when `look` answers `goal`. Raises `Stuck`."""
-        last, moved = None, time.monotonic()
-        while True:
-            await self._supervise()
-            if (now := await _tried(look)) == goal:
-                return
-            if now != last:
-                last, moved = now, time.monotonic()
-            if time.monotonic() - moved > PATIENCE:
-                raise Stuck(f"stuck at {now}, not {goal}, for {PATIENCE:g} s")
-            await asyncio.sleep(LOOK_SECONDS)
-
-    async def _supervise(self) -> None:
+    async def supervise(self) -> None:
         """A worker must not end by itself. A server may: Triton's Python backend (2.51) aborts now and then when it was
         frozen (boost's lock_exception); whoever runs it would start it again."""
         for worker in self.workers:
@@ -167,7 +116,7 @@ async def running(folder: Path, kafka_home: Path) -> AsyncIterator[System]:
             async with Gate(folder / "gate") as gate, connect(settings, addresses) as services:
                 await provision(settings, addresses, services)
                 opened = await stores(services, settings)
-                system = System(settings, addresses, gate, services, opened, stack.servers)
+                system = System(settings, addresses, services, opened, gate, stack.servers)
                 await system.start("worker")
                 try:
                     yield system
@@ -221,11 +170,3 @@ def _signal(server: Server, number: signal.Signals) -> None:
     for pid in server.pids():
         if os.getsid(pid) != pid:
             os.kill(pid, number)
-
-
-async def _tried(look: Callable[[], Awaitable[Any]]) -> Any:
-    """What `look` answers; None when a server is only just coming back."""
-    try:
-        return await look()
-    except Transient:
-        return None

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaProducer
-from cluster import Cluster
+from cluster import PARTITIONS, Cluster
 from fleet import Fleet
 
 from stream import batches
@@ -217,6 +217,17 @@ def fleet(broker: Server, redis_db: str, tmp_path: Path) -> Iterator[Fleet]:
     workers = Fleet(command, {variable(name): value for name, value in told.items()})
     yield workers
     workers.close()
+
+
+async def test_every_member_knows_how_many_partitions_a_topic_has(cluster: Cluster, settings: MakeSettings) -> None:
+    """Or all but the group's leader would refresh nobody."""
+    members = [Member(settings(), cluster, at_once) for _ in range(2)]
+
+    async def look(member: Member) -> int | None:
+        await until(lambda: all(len(m.app.lag()) == PARTITIONS * len(cluster.topics) // 2 for m in members))
+        return member.app.consumer.topic_partitions(cluster.topics[0])
+
+    assert await asyncio.gather(*(run(m.app, look(m)) for m in members)) == [PARTITIONS, PARTITIONS]
 
 
 async def test_every_history_is_exact_however_workers_come_and_go(broker: Server, stores: Stores, fleet: Fleet) -> None:
