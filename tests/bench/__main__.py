@@ -2,12 +2,14 @@
 
 import argparse
 import json
+import traceback
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from stream.settings import load
-from tests.bench import freshness, ingest, memory, refresh
+from tests.bench import freshness, ingest, memory, peers, refresh
 from tests.bench.report import Section, machine, markdown
 from tests.bench.system import System, running
 
@@ -20,6 +22,7 @@ def main() -> None:
     chosen = _arguments()
     wanted = chosen.measures or MEASURES
     where = machine("Apache Kafka" if load().kafka_home else "librdkafka's in-memory broker")
+    where |= {"peers": ", ".join(f"{name} {version}" for name, version in peers.versions().items()) or "not installed"}
     sections = _on_servers({name: OWN[name] for name in wanted if name in OWN})
     if "freshness" in wanted:
         sections.append(freshness.measure())
@@ -37,7 +40,16 @@ def _on_servers(measures: dict[str, Callable[[System], Section]]) -> list[Sectio
     if not measures:
         return []
     with running() as system:
-        return [measure(system) for measure in measures.values()]
+        return [_section(name, partial(measure, system)) for name, measure in measures.items()]
+
+
+def _section(name: str, measure: Callable[[], Section]) -> Section:
+    """What was found; a measure that fails is told of, and the others go on."""
+    try:
+        return measure()
+    except Exception as error:
+        traceback.print_exc()
+        return Section(name.capitalize(), f"Not measured: {error}", [])
 
 
 def _arguments() -> argparse.Namespace:

@@ -24,7 +24,6 @@ from tests.bench.system import ROOT, System, apply
 
 USERS, EVENTS, BATCH = 512, 20_480, 64
 UNDER_WAY = 2  # batches, as a worker has it by default
-ROUNDS = 3
 DIRECT = "torch in process"
 ABOUT = f"""\
 {USERS:,} users with {EVENTS // USERS} events on average, packed as in Redis, {BATCH} at a time; unpacking is in every
@@ -43,7 +42,7 @@ def measure(system: System) -> Section:
         f"Triton, {UNDER_WAY} batches under way": partial(_lane, system, users, _triton, UNDER_WAY),
         f"whole refresh, {UNDER_WAY} batches under way": partial(_lane, system, users, _whole, UNDER_WAY),
     }
-    return Section("Refresh", ABOUT, compared(interleaved(lanes, ROUNDS), "users/s", {"in process": DIRECT}))
+    return Section("Refresh", ABOUT, compared(interleaved(lanes), "users/s", {"in process": DIRECT}))
 
 
 async def _fill(system: System, services: Services, opened: Stores) -> list[str]:

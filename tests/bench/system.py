@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,7 +22,7 @@ from stream.ledger import Batch, Record
 from stream.ports import DeadLetter, Update
 from stream.provision import provision
 from stream.services import Services, Stores, connect, stores
-from stream.settings import Settings, variable
+from stream.settings import Settings
 from stream.stats import Stats
 from stream.synthetic import Act
 from stream.topics import EVENT_TOPICS
@@ -70,6 +70,13 @@ class System:
 
         asyncio.run(run())
 
+    def environment(self, **changed: object) -> dict[str, str]:
+        """Of a process of its own on the same servers, with other settings changed."""
+        told = {f"{part}_url": address for part, address in asdict(self.addresses).items()}
+        told |= {"data_folder": self.settings.data_folder, **changed}
+        rest = {name: value for name, value in os.environ.items() if not name.startswith(settings.PREFIX)}
+        return rest | {"PYTHONPATH": str(ROOT)} | {settings.variable(name): str(value) for name, value in told.items()}
+
 
 @contextmanager
 def running() -> Iterator[System]:
@@ -86,12 +93,6 @@ def own(folder: str) -> dict[str, object]:
     """Settings of embedded servers that keep everything in `folder`."""
     unset = dict.fromkeys(f"{part}_url" for part in PARTS)
     return {"data_folder": Path(folder), "model_repository": ROOT / "triton_repo", "start_timeout": 120.0, **unset}
-
-
-def environment(folder: str) -> dict[str, str]:
-    """The same for a process of its own."""
-    wanted = {variable(name): str(value) for name, value in own(folder).items() if value is not None}
-    return {name: value for name, value in os.environ.items() if not name.startswith("FACETSTREAM_")} | wanted
 
 
 def ingest(services: Services, opened: Stores, wanted: Settings) -> Ingest:
