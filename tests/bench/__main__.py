@@ -11,21 +11,24 @@ from pathlib import Path
 from stream.settings import load
 from tests.bench import freshness, ingest, memory, peers, refresh
 from tests.bench.report import Section, machine, markdown
-from tests.bench.system import System, running
+from tests.bench.system import running
 
-OWN = {"ingest": ingest.measure, "refresh": refresh.measure, "memory": memory.measure}  # on servers started here
-MEASURES = [*OWN, "freshness"]
+MEASURES = {
+    "ingest": ingest.measure,
+    "refresh": refresh.measure,
+    "freshness": freshness.measure,
+    "memory": memory.measure,
+}
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
 
 def main() -> None:
     chosen = _arguments()
-    wanted = chosen.measures or MEASURES
+    wanted = chosen.measures or list(MEASURES)
     where = machine("Apache Kafka" if load().kafka_home else "librdkafka's in-memory broker")
     where |= {"peers": ", ".join(f"{name} {version}" for name, version in peers.versions().items()) or "not installed"}
-    sections = _on_servers({name: OWN[name] for name in wanted if name in OWN})
-    if "freshness" in wanted:
-        sections.append(freshness.measure())
+    with running() as system:
+        sections = [_section(name, partial(MEASURES[name], system)) for name in wanted]
     text = markdown(where, sections)
     print(text)
     if chosen.json:
@@ -34,13 +37,6 @@ def main() -> None:
     if chosen.write:
         command = " ".join(["python -m tests.bench", *chosen.measures, "--write"])
         RESULTS.write_text(f"# Benchmarks\n\nWritten by `{command}`.\n\n{text}")
-
-
-def _on_servers(measures: dict[str, Callable[[System], Section]]) -> list[Section]:
-    if not measures:
-        return []
-    with running() as system:
-        return [_section(name, partial(measure, system)) for name, measure in measures.items()]
 
 
 def _section(name: str, measure: Callable[[], Section]) -> Section:
