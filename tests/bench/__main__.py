@@ -1,4 +1,4 @@
-"""`python -m tests.bench [ingest|refresh|freshness|memory ...] [--json FILE] [--write]`."""
+"""`python -m tests.bench [MEASURE ...] [--json FILE] [--write]`."""
 
 import argparse
 import json
@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from stream.settings import load
-from tests.bench import freshness, ingest, memory, peers, refresh
+from tests.bench import endurance, freshness, ingest, memory, peers, refresh
 from tests.bench.report import Section, machine, markdown
 from tests.bench.system import running
 
@@ -18,6 +18,7 @@ MEASURES = {
     "refresh": refresh.measure,
     "freshness": freshness.measure,
     "memory": memory.measure,
+    "endurance": endurance.measure,
 }
 RESULTS = Path(__file__).with_name("RESULTS.md")
 

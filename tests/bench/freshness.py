@@ -57,9 +57,11 @@ async def _saturation(under_load: Line) -> float:
     for step in count():
         rate = FIRST * GROWTH**step
         if not (await _bears(under_load, rate) or await _bears(under_load, rate)):
-            return held
+            break
         held = rate
-    raise AssertionError
+    if not held:
+        raise RuntimeError(f"not even {FIRST:,.0f} events/s are borne")
+    return held
 
 
 async def _bears(under_load: Line, rate: float) -> bool:

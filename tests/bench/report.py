@@ -119,7 +119,7 @@ def _row(figure: Figure, baselines: Sequence[str]) -> list[str]:
 
 
 def _ratio(value: float) -> str:
-    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
+    return f"{value:.0f}" if value >= 10 else f"{value:.3g}"
 
 
 def _short(value: float) -> str:
