@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from stream.settings import load
-from tests.bench import endurance, freshness, ingest, memory, peers, refresh
+from tests.bench import endurance, freshness, ingest, memory, peers, refresh, users, workers
 from tests.bench.report import Section, machine, markdown
 from tests.bench.system import running
 
@@ -19,6 +19,8 @@ MEASURES = {
     "freshness": freshness.measure,
     "memory": memory.measure,
     "endurance": endurance.measure,
+    "workers": workers.measure,
+    "users": users.measure,
 }
 RESULTS = Path(__file__).with_name("RESULTS.md")
 

@@ -13,17 +13,15 @@ from aiokafka import AIOKafkaConsumer
 
 from stream.batches import Batch, Record, application, consume, run
 from stream.commands.worker import YOUNG
-from stream.events import Scenario
 from stream.services import Services, Stores, producer
 from stream.synthetic import synthesize
 from stream.topics import EVENT_TOPICS
 from tests.bench import peers
 from tests.bench.report import Section, compared, interleaved
-from tests.bench.system import System, ingest, know, names_of, raw
+from tests.bench.system import SCENARIOS, System, ingest, know, names_of, raw
 
 EVENTS, USERS = 60_000, 500  # about 1.5 MB a partition: the in-memory broker keeps 5 MB
 FEW = 3_000  # of the same, for what is slow
-SCENARIOS = {topic: Scenario[name] for name, topic in EVENT_TOPICS.items()}
 PLAIN, STOCK = "bare aiokafka, json.loads", "stock agent, histories in Redis"
 BASELINES = {"bare": PLAIN, "stock": STOCK}
 PEERS = {peer: f"{name}, histories in Redis" for peer, name in peers.NAMES.items()}
@@ -96,8 +94,7 @@ def _lane(system: System, names: Sequence[str], deliver: Delivery, handle: Handl
     async def body(services: Services, opened: Stores) -> float:
         await know(opened, names)
         meter = Meter(handle or _into_histories(system, services, opened), goal)
-        group = f"bench-{time.time_ns()}"
-        await deliver(System(system.settings.model_copy(update={"consumer_group": group}), system.addresses), meter)
+        await deliver(system.of_another_group(), meter)
         return meter.rate
 
     return system.use(body)

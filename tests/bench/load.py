@@ -31,7 +31,7 @@ STOP_SECONDS = 30.0
 def worker(system: System, **changed: object) -> Iterator[subprocess.Popen[bytes]]:
     """`facetstream worker` on the servers, with other settings changed, until the end of the block. What lies in Kafka
     already is not its business."""
-    asyncio.run(_read_all(system))
+    asyncio.run(read_all(system))
     command = [sys.executable, "-m", "stream.cli", "worker"]
     with subprocess.Popen(command, cwd=ROOT, env=system.environment(**changed)) as process:
         try:
@@ -41,7 +41,7 @@ def worker(system: System, **changed: object) -> Iterator[subprocess.Popen[bytes
             process.wait(STOP_SECONDS)
 
 
-async def _read_all(system: System) -> None:
+async def read_all(system: System) -> None:
     """Have the consumer group begin at the end of the log."""
     group = system.settings.consumer_group
     async with AIOKafkaConsumer(

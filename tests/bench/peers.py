@@ -23,15 +23,13 @@ from stream import addresses, settings
 from stream.adapters.redis import script
 from stream.admission import Admission
 from stream.commands.worker import YOUNG
-from stream.events import Scenario
 from stream.history import Source
 from stream.ingest import group, validate
 from stream.ledger import Batch, Record
 from stream.services import connect, stores
 from stream.settings import Settings
 from stream.stores import StoredItem
-from stream.topics import EVENT_TOPICS
-from tests.bench.system import ROOT, System
+from tests.bench.system import ROOT, SCENARIOS, System
 
 PYTHON = ROOT / ".venv-peers" / "bin" / "python"  # with the extra `bench`: quixstreams wants older clients than ours
 NAMES = {"bytewax": "Bytewax", "quixstreams": "Quix Streams"}
@@ -40,7 +38,6 @@ PACKAGES = ("bytewax", "quixstreams", "confluent-kafka", "pydantic")
 VERSIONS = (
     "import json, sys; from importlib.metadata import version as v; print(json.dumps({p: v(p) for p in sys.argv[1:]}))"
 )
-SCENARIOS = {topic: Scenario[name] for name, topic in EVENT_TOPICS.items()}
 
 
 def missing(peer: str, kafka: bool) -> str:
@@ -52,11 +49,10 @@ def missing(peer: str, kafka: bool) -> str:
 
 def rate(peer: str, system: System, events: int) -> float:
     """Events a second."""
-    group = f"bench-{time.time_ns()}"
     done = subprocess.run(
         [PYTHON, "-m", "tests.bench.peers", peer, str(events)],
         cwd=ROOT,
-        env=system.environment(consumer_group=group),
+        env=system.of_another_group().environment(),
         capture_output=True,
         text=True,
         check=False,

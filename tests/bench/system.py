@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import tempfile
+import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -28,6 +29,7 @@ from stream.synthetic import Act
 from stream.topics import EVENT_TOPICS
 
 ROOT = Path(__file__).parents[2]
+SCENARIOS = {topic: Scenario[name] for name, topic in EVENT_TOPICS.items()}
 T = TypeVar("T")
 
 
@@ -70,10 +72,15 @@ class System:
 
         asyncio.run(run())
 
+    def of_another_group(self) -> "System":
+        """The same for a consumer group that has read nothing yet."""
+        group = f"bench-{time.time_ns()}"
+        return System(self.settings.model_copy(update={"consumer_group": group}), self.addresses)
+
     def environment(self, **changed: object) -> dict[str, str]:
         """Of a process of its own on the same servers, with other settings changed."""
         told = {f"{part}_url": address for part, address in asdict(self.addresses).items()}
-        told |= {"data_folder": self.settings.data_folder, **changed}
+        told |= {"data_folder": self.settings.data_folder, "consumer_group": self.settings.consumer_group, **changed}
         rest = {name: value for name, value in os.environ.items() if not name.startswith(settings.PREFIX)}
         return rest | {"PYTHONPATH": str(ROOT)} | {settings.variable(name): str(value) for name, value in told.items()}
 
