@@ -27,18 +27,18 @@ BASELINES = {"bare": PLAIN, "stock": STOCK}
 PEERS = {peer: f"{name}, histories in Redis" for peer, name in peers.NAMES.items()}
 ABOUT = f"""\
 {EVENTS:,} events of {USERS} users lie in Kafka before the clock starts; stock agents read {FEW:,} of them. The time is
-from the first record in hand to the last one durable; starting and joining the group are not in it. "Histories in
-Redis" is `stream.ingest`: validation, items, de-duplication, one script per user and batch. Ratios are to a bare
-aiokafka loop that only does `json.loads`, to a stock Faust agent (`async for`) that hands the same handler one event at
-a time, and to the better of the two peers; asked of the product are 0.30, 5 and 1.
+from the first record in hand to the last one durable; starting and joining the group are not in it, and the items are
+known beforehand. "Histories in Redis" is `stream.ingest`: validation, de-duplication, one script per user and batch.
+Ratios are to a bare aiokafka loop that only does `json.loads`, to a stock Faust agent (`async for`) that hands the same
+handler one event at a time, and to the better of the two peers; asked of the product are 0.30, 5 and 1.
 
 The peers, each in a process of its own, validate with the same code and run the same script once per user and batch,
-batches having as many records at most, in one pipeline a batch, over Redis's blocking client. They have it easier: all
-items are in a dict beforehand, no dirty user is queued, nothing is counted, a Redis that fails is not waited for.
+batches having as many records at most, in one pipeline a batch, over Redis's blocking client. They have it easier: an
+item is looked up in a dict for good, no dirty user is queued, nothing is counted, a Redis that fails is not waited for.
 Delivery is at least once in all lanes, but not the same. The product commits to Kafka twice a second what is written;
-Quix Streams every five seconds, its default, and writes a batch only then; Bytewax gets no group, and notes what it has
-read in a recovery store every ten seconds, its default. librdkafka reads ahead in threads of its own, as aiokafka does
-in the event loop."""
+Quix Streams every five seconds, its default, and writes a batch only then; Bytewax has no consumer group, and every ten
+seconds, its default, notes in a recovery store what it has read. librdkafka reads ahead in threads of its own, aiokafka
+in the product's second thread or, bare, in the one event loop."""
 
 Handler = Callable[[Batch], Awaitable[None]]
 Delivery = Callable[[System, "Meter"], Awaitable[None]]
@@ -93,7 +93,7 @@ def _lane(system: System, names: Sequence[str], deliver: Delivery, handle: Handl
 
     async def body(services: Services, opened: Stores) -> float:
         await know(opened, names)
-        meter = Meter(handle or _into_histories(system, services, opened), goal)
+        meter = Meter(handle or await _into_histories(system, services, opened), goal)
         await deliver(system.of_another_group(), meter)
         return meter.rate
 
@@ -152,8 +152,8 @@ async def _parse(batch: Batch) -> None:
         json.loads(record.value or b"")
 
 
-def _into_histories(system: System, services: Services, opened: Stores) -> Handler:
-    handler = ingest(services, opened, system.settings)
+async def _into_histories(system: System, services: Services, opened: Stores) -> Handler:
+    handler = await ingest(services, opened, system.settings)
     return lambda batch: handler.handle(batch, SCENARIOS[batch.topic])
 
 

@@ -30,7 +30,7 @@ STOP_SECONDS = 30.0
 @contextmanager
 def worker(system: System, **changed: object) -> Iterator[subprocess.Popen[bytes]]:
     """`facetstream worker` on the servers, with other settings changed, until the end of the block. What lies in Kafka
-    already is not its business."""
+    already is not its business; its consumer group must be new."""
     asyncio.run(read_all(system))
     command = [sys.executable, "-m", "stream.cli", "worker"]
     with subprocess.Popen(command, cwd=ROOT, env=system.environment(**changed)) as process:

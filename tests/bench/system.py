@@ -102,11 +102,13 @@ def own(folder: str) -> dict[str, object]:
     return {"data_folder": Path(folder), "model_repository": ROOT / "triton_repo", "start_timeout": 120.0, **unset}
 
 
-def ingest(services: Services, opened: Stores, wanted: Settings) -> Ingest:
-    """As a worker has it; no refresh follows."""
+async def ingest(services: Services, opened: Stores, wanted: Settings) -> Ingest:
+    """As a worker has it that has met every item there is; no refresh follows."""
+    items = ItemCache(opened.items, wanted.item_cache)
+    await items.get([item.name async for page in opened.items.scan() for item in page])
     return Ingest(
         histories=opened.histories,
-        items=ItemCache(opened.items, wanted.item_cache),
+        items=items,
         log=Silence(),
         queue=DirtyQueue(),
         stats=Stats(),
@@ -130,7 +132,7 @@ async def know(opened: Stores, names: Sequence[str]) -> None:
 async def apply(system: System, services: Services, opened: Stores, acts: Sequence[Act]) -> None:
     """Into histories, as if they came from one partition of each topic."""
     await know(opened, names_of(acts))
-    handler = ingest(services, opened, system.settings)
+    handler = await ingest(services, opened, system.settings)
     for name, topic in EVENT_TOPICS.items():
         values = [raw(act) for act in acts if act.scenario == name]
         if values:

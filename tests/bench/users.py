@@ -67,10 +67,9 @@ def _cost(system: System, drawn: Callable[[int], list[list[int]]], users: int) -
 
     async def body(services: Services, opened: Stores) -> float:
         await know(opened, [item_key(item) for item in ITEMS])
-        handler = ingest(services, opened, system.settings)
+        handler = await ingest(services, opened, system.settings)
         await _populate({user for batch in batches for user in batch}, services, opened)
         made = [_batch(batch) for batch in batches]
-        await handler.handle(_batch(batches[0][:1]), Scenario.feed)
         began = time.perf_counter()
         for batch in made:
             await handler.handle(batch, Scenario.feed)

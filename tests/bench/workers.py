@@ -98,7 +98,7 @@ def _wait_until(true: Callable[[], bool]) -> None:
 async def _work(wanted: Settings, folder: Path, partitions: int, done: TextIO) -> None:
     found = addresses.find(wanted)
     async with connect(wanted, found) as services:
-        handler = ingest(services, await stores(services, wanted), wanted)
+        handler = await ingest(services, await stores(services, wanted), wanted)
         app = application(wanted, found.kafka)
 
         async def handle(batch: Batch) -> None:
