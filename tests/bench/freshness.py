@@ -48,7 +48,7 @@ async def _figures(system: System) -> list[Figure]:
     for share, rounds in found.items():
         figures += _of_share(share, [dict(zip(POINTS, quantiles(counts), strict=True)) for counts in rounds])
         saved = [100 * counts["inferences_saved"] / counts["events_applied"] for counts in rounds]
-        figures.append(Figure(f"{share:.0%}, events that shared a refresh", "%", saved))
+        figures.append(Figure(f"at {share:.0%}: events that shared a refresh", "%", saved))
     return figures
 
 
@@ -80,7 +80,7 @@ async def _counted(under_load: Line, rate: float) -> Counter[str]:
 
 
 def _of_share(share: float, rounds: list[Mapping[str, float | None]]) -> list[Figure]:
-    figures = [Figure(f"{share:.0%}, {point}", "ms", [found[point] or 0.0 for found in rounds]) for point in POINTS]
+    figures = [Figure(f"at {share:.0%}: {point}", "ms", [found[point] or 0.0 for found in rounds]) for point in POINTS]
     return [
         Figure(f.name, f.unit, f.rounds, {"goal": f.median / GOAL_MS})
         if share == GOAL_SHARE and f.name.endswith(GOAL)
