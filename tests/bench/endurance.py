@@ -16,8 +16,7 @@ ABOUT = f"""\
 Resident memory of one `facetstream worker`, looked at every second while it ingests {EVENTS:,} events of {USERS} users
 as fast as it can, and refreshes them; histories end at {LENGTH} events, so that all are full in the first part. A part
 is {EVENTS // PARTS:,} events. Ratios are to the second, as the first warms up; asked is at most 1.05 in the last.
-What malloc (mallinfo2) and Python (sys.getallocatedblocks) have in use does not grow: a step up is free memory that
-they keep of the largest batches so far."""
+What Python has in use (sys.getallocatedblocks) does not grow: a step up is free memory that is kept."""
 
 
 def measure(system: System) -> Section:
