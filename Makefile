@@ -2,6 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
+PEERS := .venv-peers
 
 .PHONY: demo test lint bench faults test-compose clean
 
@@ -17,7 +18,7 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.dev
+bench: $(VENV)/.dev $(PEERS)/.done
 	$(BIN)/python -m tests.bench $(ARGS)
 
 faults: $(VENV)/.dev
@@ -34,9 +35,14 @@ $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install -e '.[models,embedded,dev]'
 	touch $@ $(VENV)/.demo
 
+# Other stream processors, to compare with: they want older versions of what Facetstream uses.
+$(PEERS)/.done: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install -e '.[bench]' && touch $@ || echo 'make bench: without other stream processors'
+
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Facetstream needs Python 3.11 or later")'
 	$(PYTHON) -m venv $(VENV)
 
 clean:
-	rm -rf $(VENV) .facetstream dist build
+	rm -rf $(VENV) $(PEERS) .facetstream dist build

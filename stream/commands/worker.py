@@ -1,9 +1,11 @@
 """`facetstream worker`: consumes events and keeps profiles fresh, until SIGTERM or Ctrl-C."""
 
 import asyncio
+import ctypes
 import gc
 import logging
 import time
+from contextlib import suppress
 
 import click
 
@@ -13,6 +15,8 @@ from stream.app import work
 QUIET_SECONDS = 10.0  # a message is not repeated within
 KINDS = 1_000  # of messages remembered
 YOUNG = 50_000  # objects: a batch of events makes thousands that all go with it, and Python looks at them every 700
+LARGE_BYTES = 256 << 10
+M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8  # of malloc.h
 
 
 @click.command("worker")
@@ -25,9 +29,19 @@ def command() -> None:
     logging.basicConfig(level=wanted.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for handler in logging.getLogger().handlers:
         handler.addFilter(Sparing())
+    give_back()
     gc.freeze()
     gc.set_threshold(YOUNG, *gc.get_threshold()[1:])
     asyncio.run(work(wanted, addresses.find(wanted)))
+
+
+def give_back() -> None:
+    """Have glibc, where it is, return large buffers to the system when they are free: else it keeps room for the
+    largest so far, in an arena for each thread."""
+    with suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
+        libc.mallopt(M_ARENA_MAX, 1)
 
 
 class Sparing(logging.Filter):

@@ -1,28 +1,37 @@
-"""`python -m tests.bench [ingest|refresh|freshness|memory ...] [--json FILE] [--write]`."""
+"""`python -m tests.bench [MEASURE ...] [--json FILE] [--write]`."""
 
 import argparse
 import json
+import traceback
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from stream.settings import load
-from tests.bench import freshness, ingest, memory, refresh
+from tests.bench import endurance, freshness, ingest, memory, peers, refresh, users, workers
 from tests.bench.report import Section, machine, markdown
-from tests.bench.system import System, running
+from tests.bench.system import running
 
-OWN = {"ingest": ingest.measure, "refresh": refresh.measure, "memory": memory.measure}  # on servers started here
-MEASURES = [*OWN, "freshness"]
+MEASURES = {
+    "ingest": ingest.measure,
+    "refresh": refresh.measure,
+    "freshness": freshness.measure,
+    "memory": memory.measure,
+    "endurance": endurance.measure,
+    "workers": workers.measure,
+    "users": users.measure,
+}
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
 
 def main() -> None:
     chosen = _arguments()
-    wanted = chosen.measures or MEASURES
+    wanted = chosen.measures or list(MEASURES)
     where = machine("Apache Kafka" if load().kafka_home else "librdkafka's in-memory broker")
-    sections = _on_servers({name: OWN[name] for name in wanted if name in OWN})
-    if "freshness" in wanted:
-        sections.append(freshness.measure())
+    where |= {"peers": ", ".join(f"{name} {version}" for name, version in peers.versions().items()) or "not installed"}
+    with running() as system:
+        sections = [_section(name, partial(MEASURES[name], system)) for name in wanted]
     text = markdown(where, sections)
     print(text)
     if chosen.json:
@@ -33,11 +42,13 @@ def main() -> None:
         RESULTS.write_text(f"# Benchmarks\n\nWritten by `{command}`.\n\n{text}")
 
 
-def _on_servers(measures: dict[str, Callable[[System], Section]]) -> list[Section]:
-    if not measures:
-        return []
-    with running() as system:
-        return [measure(system) for measure in measures.values()]
+def _section(name: str, measure: Callable[[], Section]) -> Section:
+    """What was found; a measure that fails is told of, and the others go on."""
+    try:
+        return measure()
+    except Exception as error:
+        traceback.print_exc()
+        return Section(name.capitalize(), f"Not measured: {error}", [])
 
 
 def _arguments() -> argparse.Namespace:

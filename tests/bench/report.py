@@ -5,17 +5,29 @@ import os
 import platform
 import statistics
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
-PACKAGES = ("faust-streaming", "aiokafka", "redis", "torch", "tritonclient", "nvidia-pytriton", "qdrant-client")
+ROUNDS = 5
+PACKAGES = (
+    "faust-streaming",
+    "aiokafka",
+    "confluent-kafka",
+    "pydantic",
+    "redis",
+    "torch",
+    "tritonclient",
+    "nvidia-pytriton",
+    "qdrant-client",
+)
 
 
 @dataclass(frozen=True)
 class Figure:
-    """The median of several rounds, and its ratios to the medians of baselines."""
+    """The median of several rounds, and its ratios to the medians of baselines. Without rounds it was not measured."""
 
     name: str
     unit: str
@@ -36,23 +48,36 @@ class Section:
     figures: Sequence[Figure]
 
 
-def interleaved(lanes: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Each lane's results: every round runs all lanes, every other round backwards, so that drift hits all alike."""
+def interleaved(lanes: Mapping[str, Callable[[], float]], rounds: int = ROUNDS) -> dict[str, list[float]]:
+    """Each lane's results: every round runs all lanes, every other round backwards, so that drift hits all alike. One
+    that fails is told of, has no results, and is not run again."""
     found: dict[str, list[float]] = {name: [] for name in lanes}
+    running = dict(lanes)
     for number in range(rounds):
-        for name in list(lanes)[:: -1 if number % 2 else 1]:
+        for name in list(running)[:: -1 if number % 2 else 1]:
             gc.collect()
             gc.freeze()  # what earlier lanes have left on the heap is no cost of this one
-            found[name].append(lanes[name]())
-            print(f"  round {number + 1}: {name}: {found[name][-1]:,.0f}", file=sys.stderr, flush=True)
+            try:
+                found[name].append(running[name]())
+            except Exception:
+                traceback.print_exc()
+                del running[name], found[name][:]
+                continue
+            tell(f"round {number + 1}: {name}: {found[name][-1]:,.0f}")
     return found
+
+
+def tell(progress: str) -> None:
+    print(f"  {progress}", file=sys.stderr, flush=True)
 
 
 def compared(found: Mapping[str, Sequence[float]], unit: str, baselines: Mapping[str, str]) -> list[Figure]:
     """Medians, and their ratios to some of the lanes; `baselines` is from the column's name to the lane."""
-    base = {name: statistics.median(found[lane]) for name, lane in baselines.items()}
+    base = {name: statistics.median(found[lane]) for name, lane in baselines.items() if found.get(lane)}
     return [
         Figure(lane, unit, rounds, {name: statistics.median(rounds) / value for name, value in base.items()})
+        if rounds
+        else Figure(lane, unit, rounds)
         for lane, rounds in found.items()
     ]
 
@@ -86,13 +111,15 @@ def _table(figures: Sequence[Figure]) -> list[str]:
 
 
 def _row(figure: Figure, baselines: Sequence[str]) -> list[str]:
+    if not figure.rounds:
+        return [figure.name, "not measured", "", figure.unit, *("" for _ in baselines)]
     spread = f"{_short(min(figure.rounds))} – {_short(max(figure.rounds))}" if len(figure.rounds) > 1 else ""
     ratios = [_ratio(figure.ratios[name]) if name in figure.ratios else "" for name in baselines]
     return [figure.name, _short(figure.median), spread, figure.unit, *ratios]
 
 
 def _ratio(value: float) -> str:
-    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
+    return f"{value:.0f}" if value >= 10 else f"{value:.3g}"
 
 
 def _short(value: float) -> str:

@@ -4,9 +4,10 @@ import asyncio
 import json
 import os
 import tempfile
+import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,12 +23,13 @@ from stream.ledger import Batch, Record
 from stream.ports import DeadLetter, Update
 from stream.provision import provision
 from stream.services import Services, Stores, connect, stores
-from stream.settings import Settings, variable
+from stream.settings import Settings
 from stream.stats import Stats
 from stream.synthetic import Act
 from stream.topics import EVENT_TOPICS
 
 ROOT = Path(__file__).parents[2]
+SCENARIOS = {topic: Scenario[name] for name, topic in EVENT_TOPICS.items()}
 T = TypeVar("T")
 
 
@@ -70,6 +72,18 @@ class System:
 
         asyncio.run(run())
 
+    def of_another_group(self) -> "System":
+        """The same for a consumer group that has read nothing yet."""
+        group = f"bench-{time.time_ns()}"
+        return System(self.settings.model_copy(update={"consumer_group": group}), self.addresses)
+
+    def environment(self, **changed: object) -> dict[str, str]:
+        """Of a process of its own on the same servers, with other settings changed."""
+        told = {f"{part}_url": address for part, address in asdict(self.addresses).items()}
+        told |= {"data_folder": self.settings.data_folder, "consumer_group": self.settings.consumer_group, **changed}
+        rest = {name: value for name, value in os.environ.items() if not name.startswith(settings.PREFIX)}
+        return rest | {"PYTHONPATH": str(ROOT)} | {settings.variable(name): str(value) for name, value in told.items()}
+
 
 @contextmanager
 def running() -> Iterator[System]:
@@ -88,17 +102,13 @@ def own(folder: str) -> dict[str, object]:
     return {"data_folder": Path(folder), "model_repository": ROOT / "triton_repo", "start_timeout": 120.0, **unset}
 
 
-def environment(folder: str) -> dict[str, str]:
-    """The same for a process of its own."""
-    wanted = {variable(name): str(value) for name, value in own(folder).items() if value is not None}
-    return {name: value for name, value in os.environ.items() if not name.startswith("FACETSTREAM_")} | wanted
-
-
-def ingest(services: Services, opened: Stores, wanted: Settings) -> Ingest:
-    """As a worker has it; no refresh follows."""
+async def ingest(services: Services, opened: Stores, wanted: Settings) -> Ingest:
+    """As a worker has it that has met every item there is; no refresh follows."""
+    items = ItemCache(opened.items, wanted.item_cache)
+    await items.get([item.name async for page in opened.items.scan() for item in page])
     return Ingest(
         histories=opened.histories,
-        items=ItemCache(opened.items, wanted.item_cache),
+        items=items,
         log=Silence(),
         queue=DirtyQueue(),
         stats=Stats(),
@@ -122,7 +132,7 @@ async def know(opened: Stores, names: Sequence[str]) -> None:
 async def apply(system: System, services: Services, opened: Stores, acts: Sequence[Act]) -> None:
     """Into histories, as if they came from one partition of each topic."""
     await know(opened, names_of(acts))
-    handler = ingest(services, opened, system.settings)
+    handler = await ingest(services, opened, system.settings)
     for name, topic in EVENT_TOPICS.items():
         values = [raw(act) for act in acts if act.scenario == name]
         if values:
