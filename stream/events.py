@@ -16,7 +16,6 @@ from pydantic import (
     FiniteFloat,
     TypeAdapter,
     ValidationError,
-    ValidationInfo,
     WithJsonSchema,
     model_validator,
 )
@@ -65,14 +64,6 @@ def _not_blank(value: str) -> str:
     return value
 
 
-def _time(value: int, info: ValidationInfo) -> int:
-    if value < OLDEST_MS:
-        raise ValueError("must not be before 2000-01-01 (milliseconds since 1970)")
-    if value > (info.context or time.time() * 1000) + AHEAD_MS:
-        raise ValueError("must not be more than 5 minutes ahead (milliseconds since 1970)")
-    return value
-
-
 def _described(limit: int, **more: int) -> WithJsonSchema:
     """A limit of bytes is one of characters too, which is all that JSON Schema can say."""
     return WithJsonSchema({"type": "string", "maxLength": limit, **more})
@@ -84,8 +75,8 @@ Name = Annotated[str, _bounded(NAME_BYTES), _described(NAME_BYTES, minLength=1)]
 Prose = Annotated[str, _bounded(TEXT_BYTES), _described(TEXT_BYTES)]
 Query = Annotated[str, AfterValidator(_not_blank), _bounded(QUERY_BYTES), _described(QUERY_BYTES, minLength=1)]
 Integer = Annotated[int, Field(ge=-(2**63), lt=2**63)]  # what Qdrant stores
-Milliseconds = Annotated[
-    int, Field(strict=True), AfterValidator(_time), WithJsonSchema({"type": "integer", "minimum": OLDEST_MS})
+Milliseconds = Annotated[  # `parse_event`, which knows when it was produced, checks the bounds
+    int, Field(strict=True), WithJsonSchema({"type": "integer", "minimum": OLDEST_MS})
 ]
 
 
@@ -175,9 +166,13 @@ def parse_event(scenario: str, raw: bytes, now_ms: int | None = None) -> Event:
     `now_ms` is when it was produced: what was impossible then must be refused by a replay, too.
     """
     try:
-        event: Event = _EVENT[scenario](raw, context=now_ms)
+        event: Event = _EVENT[scenario](raw)
     except ValidationError as error:
         raise Permanent(reason(error)) from None
+    if event.ts < OLDEST_MS:
+        raise Permanent("ts: must not be before 2000-01-01 (milliseconds since 1970)")
+    if event.ts > (now_ms or time.time() * 1000) + AHEAD_MS:
+        raise Permanent("ts: must not be more than 5 minutes ahead (milliseconds since 1970)")
     return event
 
 
