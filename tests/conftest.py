@@ -98,7 +98,8 @@ def redis_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
 
 @pytest.fixture
 def redis_cluster(redis_nodes: Nodes) -> Nodes:
-    """An empty one."""
+    """An empty one, whole again whatever the test before has done to it."""
+    redis_nodes.settled()
     redis_nodes.empty()
     return redis_nodes
 

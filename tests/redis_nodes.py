@@ -64,6 +64,10 @@ class Nodes:
         """Return when this one is a primary."""
         self._until(lambda: self.ask(port, "INFO")["role"] == "master")
 
+    def owned(self, key: str, primary: int) -> None:
+        """Return when all nodes know that this one has the key."""
+        self._until(lambda: all(self.of(key, port)[0] == primary for port in self.ports))
+
     def empty(self) -> None:
         """Without keys and scripts."""
         for port in self.ports:
@@ -98,11 +102,12 @@ class Nodes:
         with redis.Redis(HOST, port, socket_timeout=PATIENCE) as client:
             return client.execute_command(*command)
 
-    def of(self, key: str) -> tuple[int, int]:
-        """The ports of the primary that has this key, and of its replica."""
-        slot = self.ask(self.ports[0], "CLUSTER KEYSLOT", key)
+    def of(self, key: str, asked: int | None = None) -> tuple[int, int]:
+        """The ports of the primary that has this key, and of its replica, as a node says."""
+        asked = asked or self.ports[0]
+        slot = self.ask(asked, "CLUSTER KEYSLOT", key)
         ((_, primary, *_), (_, replica, *_)) = next(
-            nodes for first, last, *nodes in self.ask(self.ports[0], "CLUSTER SLOTS") if first <= slot <= last
+            nodes for first, last, *nodes in self.ask(asked, "CLUSTER SLOTS") if first <= slot <= last
         )
         return primary, replica
 

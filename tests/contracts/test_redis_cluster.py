@@ -69,7 +69,7 @@ async def test_a_replica_that_takes_over_costs_nothing(redis_cluster: Nodes) -> 
         redis_cluster.settled(replica)
 
     await loaded(redis_cluster, take_over)
-    assert redis_cluster.of(history_key("u0"))[0] == replica
+    redis_cluster.owned(history_key("u0"), replica)
 
 
 async def test_who_is_no_primary_any_more_sends_nobody_away(redis_cluster: Nodes) -> None:
@@ -91,7 +91,7 @@ async def test_a_primary_that_dies_costs_nothing(redis_cluster: Nodes) -> None:
         redis_cluster.settled(replica)
 
     await loaded(redis_cluster, die)
-    assert redis_cluster.of(history_key("u0"))[0] == replica
+    redis_cluster.owned(history_key("u0"), replica)
 
 
 async def test_what_no_replica_has_is_not_done_however_often_it_is_tried(redis_cluster: Nodes) -> None:
@@ -135,4 +135,4 @@ async def test_a_slot_on_its_way_is_followed(redis_cluster: Nodes) -> None:
             redis_cluster.ask(port, "CLUSTER SETSLOT", slot, "NODE", names[target])
         applied = await store.append([append(user, 2) for user in USERS])
         assert [a.version for a in applied if isinstance(a, Applied)] == [6] * len(USERS)
-        assert redis_cluster.of(keys[0])[0] == target
+        redis_cluster.owned(keys[0], target)
