@@ -113,8 +113,7 @@ async def _bare(system: System, meter: Meter) -> None:
     ) as kafka:
         while not meter.done.is_set():
             for tp, found in (await kafka.getmany(timeout_ms=100, max_records=system.settings.ingest_batch)).items():
-                records = tuple(Record(r.offset, r.key, r.value, r.timestamp, r.headers) for r in found)
-                await meter(Batch(tp.topic, tp.partition, records))
+                await meter(Batch(tp.topic, tp.partition, tuple(found)))
 
 
 async def _batches(system: System, meter: Meter) -> None:
