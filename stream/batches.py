@@ -88,7 +88,7 @@ class BatchConsumer(driver.Consumer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._ledgers: defaultdict[TP, Ledger] = defaultdict(Ledger)
-        self._astray = False  # records were fetched and not delivered: the position in the log is past them
+        self._astray = False  # records were fetched that no agent will see: the position in the log is past them
         super().__init__(*args, **kwargs)
 
     def _new_consumer_thread(self) -> _Thread:
@@ -100,12 +100,16 @@ class BatchConsumer(driver.Consumer):
             await self.wait(self.can_resume_flow)
         if self._astray and not await self._reread():
             return
-        self._astray = True
         for tp, records in (await self._fetch(timeout)).items():
-            if not self.flow_active or self.should_stop:
+            if self._astray or not self.flow_active or self.should_stop:
                 return
             yield tp, self._deliver(tp, records)
-        self._astray = not self.flow_active
+
+    def resume_flow(self) -> None:
+        """Faust has gone back to what is committed and then emptied the agents' queues. Where it had not suspended the
+        flow, as in a worker that had no partitions, there was in them what has been read in between."""
+        self._astray = True
+        super().resume_flow()
 
     async def _fetch(self, timeout: float) -> dict[TP, list[Any]]:
         active = self._get_active_partitions()
@@ -127,16 +131,27 @@ class BatchConsumer(driver.Consumer):
         return message
 
     async def _reread(self) -> bool:
-        """Go back to what is committed. False when a rebalance comes in between, which does the same."""
+        """Go back to what is committed: all under way will come again. False when a rebalance comes in between."""
+        self._astray = False
         try:
             committed = await self._thread.seek_to_committed()
             if new := [tp for tp, offset in committed.items() if not offset]:
                 await self._thread.seek_to_beginning(*new)
         except (IllegalStateError, AssertionError) as error:
+            self._astray = True
             log.info("cannot go back to the committed offsets now: %s", error)
             await self.sleep(FULL_POLL_SECONDS)
             return False
+        self._ledgers.clear()
         return True
+
+    def due(self, message: ConsumerMessage) -> bool:
+        """Whether it is the batch's turn. Not when it will be delivered again; if one before it has been lost on the
+        way, both are from now on: applied out of order, its marks would have the other taken for a redelivery."""
+        ledger = self._ledgers[message.tp]
+        due = ledger.first is message.value
+        self._astray |= not due and message.value in ledger
+        return due
 
     def ack(self, message: ConsumerMessage) -> bool:
         """Note that a batch is dealt with; one of an earlier assignment of its partition is ignored."""
@@ -155,8 +170,7 @@ class BatchConsumer(driver.Consumer):
 
     async def on_partitions_revoked(self, revoked: set[TP]) -> None:
         await super().on_partitions_revoked(revoked)  # stops the flow, then `wait_empty`
-        for tp in revoked:
-            self._ledgers.pop(tp, None)
+        self._ledgers.clear()  # all of them: what aiokafka tells may be the assignment before the last
 
     async def wait_empty(self) -> None:
         """Let the batches in the agents' hands end, but not for ever, and commit."""
@@ -290,7 +304,10 @@ def consume(app: BatchApp, topic: str, handle: Callable[[Batch], Awaitable[None]
 
     async def agent(stream: Any) -> None:
         watch(pulse)
+        consumer: Any = app.consumer
         async for event in stream.noack().events():
+            if not consumer.due(event.message):
+                continue
             try:
                 await handle(event.value)
             except Exception as error:

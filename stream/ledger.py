@@ -50,6 +50,15 @@ class Ledger:
         """Batches under way."""
         return len(self._under_way)
 
+    def __contains__(self, batch: Batch) -> bool:
+        """Whether it is under way."""
+        return batch in self._under_way
+
+    @property
+    def first(self) -> Batch | None:
+        """The first one that is not acknowledged."""
+        return next((batch for batch, acknowledged in self._under_way.items() if not acknowledged), None)
+
     @property
     def records(self) -> int:
         """Records in the batches under way."""

@@ -20,5 +20,5 @@ async def machines(docker: None) -> AsyncIterator[Machines]:
 @pytest.mark.parametrize("cell", SHORT, ids=str)
 async def test_nothing_is_lost_doubled_or_stale(machines: Machines, cell: Cell) -> None:
     verdict = await run(machines, cell)
-    assert not verdict.broken, machines.stack.logs()
+    assert not verdict.broken, "\n".join((str(verdict), *verdict.broken, machines.stack.logs()))
     assert (verdict.applied, verdict.duplicated, verdict.lost, verdict.stale) == (verdict.events, 0, 0, 0)

@@ -13,11 +13,12 @@ POLL_SECONDS = 0.2
 class Cluster:
     address: str
     topics: tuple[str, ...]
+    count: int  # of partitions, of each
     producer: AIOKafkaProducer
 
     @property
     def partitions(self) -> list[TopicPartition]:
-        return [TopicPartition(topic, partition) for topic in self.topics for partition in range(PARTITIONS)]
+        return [TopicPartition(topic, partition) for topic in self.topics for partition in range(self.count)]
 
     async def fill(self, count: int) -> None:
         """`count` records, evenly over the topics, of 97 users."""

@@ -1,5 +1,6 @@
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,25 @@ from stream.settings import Settings, load
 
 @pytest.fixture
 async def cluster(real_kafka_url: str) -> AsyncIterator[Cluster]:
-    topics = tuple(f"test.{uuid.uuid4().hex[:8]}.{number}" for number in range(3))
-    admin = AIOKafkaAdminClient(bootstrap_servers=real_kafka_url)
+    async with _topics(real_kafka_url, 3, PARTITIONS) as made:
+        yield made
+
+
+@pytest.fixture
+async def lone_partition(real_kafka_url: str) -> AsyncIterator[Cluster]:
+    """One topic of one partition: of two members, one has nothing."""
+    async with _topics(real_kafka_url, 1, 1) as made:
+        yield made
+
+
+@asynccontextmanager
+async def _topics(kafka_url: str, count: int, partitions: int) -> AsyncIterator[Cluster]:
+    topics = tuple(f"test.{uuid.uuid4().hex[:8]}.{number}" for number in range(count))
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka_url)
     await admin.start()
-    await admin.create_topics([NewTopic(topic, PARTITIONS, 1) for topic in topics])
-    async with AIOKafkaProducer(bootstrap_servers=real_kafka_url, linger_ms=5) as producer:
-        yield Cluster(real_kafka_url, topics, producer)
+    await admin.create_topics([NewTopic(topic, partitions, 1) for topic in topics])
+    async with AIOKafkaProducer(bootstrap_servers=kafka_url, linger_ms=5) as producer:
+        yield Cluster(kafka_url, topics, partitions, producer)
     await admin.delete_topics(list(topics))
     await admin.close()
 

@@ -62,6 +62,41 @@ async def test_every_record_comes_in_order_and_all_is_committed_at_the_end(
     assert max(len(batch.records) for batch in journal.batches) <= 100
 
 
+@pytest.mark.parametrize("again", [True, False], ids=["resumed", "cleared"])
+async def test_what_faust_loses_on_its_way_to_an_agent_comes_again_in_order(
+    again: bool, cluster: Cluster, settings: MakeSettings
+) -> None:
+    """It empties the queues of agents when partitions are revoked, and whenever it resumes the flow."""
+    topic, config, count = cluster.topics[0], settings(ingest_batch=10), 20 if again else 100
+    for i in range(count):
+        await cluster.producer.send(topic, b"%d" % i, partition=0)
+    await cluster.producer.flush()
+    journal, taken, go = Journal(), asyncio.Event(), asyncio.Event()
+
+    async def slow(batch: Batch) -> None:
+        taken.set()
+        await go.wait()
+        await journal(batch)
+
+    app = application(config, cluster.address)
+    consume(app, topic, slow)
+
+    async def story() -> None:
+        await taken.wait()
+        await asyncio.sleep(0.5)  # the next batch is waiting in the queue
+        if again:
+            app.flow_control.resume()
+            app.consumer.resume_flow()
+        else:
+            app.flow_control.clear()
+        go.set()
+        async with asyncio.timeout(PATIENCE):
+            await cluster.drained(config.consumer_group)
+
+    await run(app, story())
+    assert list(dict.fromkeys(journal.offsets[topic, 0])) == list(range(count))
+
+
 async def test_records_come_as_they_were_sent(cluster: Cluster, settings: MakeSettings) -> None:
     topic, journal = cluster.topics[0], Journal()
     sent = [(b"k", b"v"), (None, b"v"), (b"k", None), (b"k", b""), (b"", b"\xff\x00"), (b"k", b"x" * 1_000_000)]

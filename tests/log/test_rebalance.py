@@ -125,6 +125,48 @@ async def test_what_is_not_finished_in_time_is_abandoned_without_a_commit(
     assert Counter(first.done + second.done) == Counter([*places, *places])  # late, which counts for nothing; and anew
 
 
+async def test_a_worker_that_had_nothing_takes_over_in_order(
+    lone_partition: Cluster, settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Faust does not suspend it, reads while it goes back to what is committed, and then empties the agents' queues."""
+    seek = batches._Thread.seek_to_committed
+
+    async def slowly(thread: batches._Thread) -> Any:
+        found = await seek(thread)
+        await asyncio.sleep(0.5)
+        return found
+
+    monkeypatch.setattr(batches._Thread, "seek_to_committed", slowly)
+    config, (topic,), count = settings(ingest_batch=10), lone_partition.topics, 100
+    go, left, first, second = asyncio.Event(), asyncio.Event(), list[int](), list[int]()
+
+    def member(handled: list[int], until: Callable[[], Any]) -> BatchApp:
+        async def handle(batch: Batch) -> None:
+            await until()
+            handled.extend(record.offset for record in batch.records)
+
+        app = application(config, lone_partition.address)
+        consume(app, topic, handle)
+        return app
+
+    leaver, heir = member(first, go.wait), member(second, lambda: asyncio.sleep(0.7))
+
+    async def story() -> None:
+        await until(lambda: leaver.consumer.assignment() and heir.consumer.can_resume_flow.is_set())
+        for i in range(count):
+            await lone_partition.producer.send(topic, b"%d" % i)
+        await lone_partition.producer.flush()
+        left.set()
+        async with asyncio.timeout(PATIENCE):
+            await lone_partition.drained(config.consumer_group)
+
+    leaving = asyncio.create_task(run(leaver, left.wait()))
+    await until(lambda: bool(leaver.lag()))
+    await run(heir, story())
+    await leaving
+    assert list(dict.fromkeys(second)) == list(range(len(first), count))
+
+
 USERS = 200
 ITEMS = 100  # the codes of every second one are known
 LENGTH = 64  # of a history: less than what some users get
