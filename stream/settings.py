@@ -18,6 +18,7 @@ PREFIX = "FACETSTREAM_"
 MASK = "********"
 OTHERS = ("FACETSTREAM_TEST_", "FACETSTREAM_REQUIRE")  # the tests' own
 
+Delivery = Literal["batch", "stock"]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
@@ -70,6 +71,7 @@ class Settings(BaseSettings):
     consumer_group: str = Field("facetstream", min_length=1, max_length=200, description="Kafka consumer group")
     max_event_bytes: int = Field(65_536, ge=1_024, le=1_000_000, description="bytes above which a record is refused")
     lateness_hours: int = Field(720, ge=0, description="hours after which an event is refused as late; 0: never")
+    delivery: Delivery = Field("batch", description="how a worker reads: batch, or record by record as stock Faust")
     ingest_batch: int = Field(2_000, ge=1, le=100_000, description="records of one partition handled at once")
 
     # Histories.

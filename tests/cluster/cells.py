@@ -95,7 +95,7 @@ async def _hurt(machines: Machines, cell: Cell) -> Mend:
     """What makes good again what was done."""
     if cell.service == "redis":
         return await _fail_over(machines, behind=cell.fault == "kill behind")
-    machine, *_ = await machines.machines(cell.service)
+    machine = await machines.reader() if cell.service == "worker" else (await machines.machines(cell.service))[0]
     faults = {"cut": machines.cut, "kill": machines.kill, "stop": machines.stop}
     return await faults[cell.fault](machine)
 

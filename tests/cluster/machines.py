@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
+from stream.adapters.kafka_admin import admin_client
 from stream.adapters.redis import nodes
 from stream.addresses import Addresses
 from stream.services import connect, stores
@@ -52,6 +53,15 @@ class Machines(Ends):
     async def machines(self, service: str) -> list[str]:
         listed = await asyncio.to_thread(self.stack.compose, "ps", "--all", "--format", "{{.Name}}", service)
         return sorted(listed.split())
+
+    async def reader(self) -> str:
+        """The worker with most partitions: of three workers and four partitions, one may have none."""
+        async with admin_client(self.addresses.kafka, self.settings) as admin:
+            (answer,) = await admin.describe_consumer_groups([self.settings.consumer_group])
+        ((*_, members),) = answer.groups
+        sizes = {host.lstrip("/"): len(assignment) for _, _, host, _, assignment in members}
+        found = {await address(machine): machine for machine in await self.machines("worker")}
+        return found[max(sizes, key=sizes.__getitem__)]
 
     async def pair(self) -> tuple[str, str]:
         """A primary of the Redis Cluster, and its replica."""

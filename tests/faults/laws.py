@@ -116,6 +116,7 @@ async def judge(system: Ends, truth: Truth, watch: Watch, since_ms: int, ordered
         profiles=await system.services.vectors.versions(truth.users),
         log=await _log(system, since_ms),
     )
+    letters = {value for value in found.letters if truth.owns(value)}
     histories, replayed = found.histories, await _replayed(system, found.log)
     actual, expected = _counted(histories), _counted(truth.histories)
     return Verdict(
@@ -125,7 +126,7 @@ async def judge(system: Ends, truth: Truth, watch: Watch, since_ms: int, ordered
         lost=(expected - actual).total(),
         stale=len(found.stale),
         letters=len(truth.letters),
-        found=len(found.letters),
+        found=len(letters),
         broken=(
             *(f"law 1 or 2: {u} is not what was sent" for u in truth.users if histories[u] != truth.sorted(u)),
             *(f"law 3: {fall}" for fall in watch.fallen),
@@ -137,8 +138,8 @@ async def judge(system: Ends, truth: Truth, watch: Watch, since_ms: int, ordered
                 if d != replayed.get(u)
             ),
             *(f"law 6: {user} is in other partitions, too" for user in _astray(system, found)),
-            *(f"law 9: {value!r} was refused" for value in found.letters - truth.letters),
-            *(f"law 9: no dead letter for {value!r}" for value in truth.letters - found.letters),
+            *(f"law 9: {value!r} was refused" for value in letters - truth.letters),
+            *(f"law 9: no dead letter for {value!r}" for value in truth.letters - letters),
         ),
     )
 

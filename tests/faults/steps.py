@@ -14,7 +14,7 @@ from stream.adapters.kafka import KafkaLog
 from stream.adapters.qdrant import QdrantVectors
 from stream.adapters.redis import RedisHistories, RedisItems
 from stream.adapters.triton import TritonModels
-from stream.batches import BatchConsumer
+from stream.consumer import BatchConsumer
 from stream.pending import Pending
 
 SIDES = ("before", "after")

@@ -47,6 +47,10 @@ class Truth:
         """Distinct good events so far."""
         return len(self._sent)
 
+    def owns(self, value: bytes) -> bool:
+        """Whether a record is of this cell: a worker that is taken for dead may send another's dead letter again."""
+        return self._name.encode() in value
+
     def sorted(self, user: str) -> list[Line]:
         """A history as it must be."""
         return sorted(self.histories[user])

@@ -10,7 +10,7 @@ import pytest
 from aiokafka import AIOKafkaProducer
 from cluster import PARTITIONS, Cluster
 
-from stream import batches
+from stream import consumer
 from stream.batches import Batch, application, consume, run
 from stream.embedded import kafka
 from stream.embedded.process import Server
@@ -18,6 +18,7 @@ from stream.settings import Settings
 
 MakeSettings = Callable[..., Settings]
 PATIENCE = 30.0  # seconds
+HOWEVER = pytest.mark.parametrize("delivery", ["batch", "stock"])
 
 
 class Journal:
@@ -47,10 +48,11 @@ class Journal:
                 await self.news.wait()
 
 
+@HOWEVER
 async def test_every_record_comes_in_order_and_all_is_committed_at_the_end(
-    cluster: Cluster, settings: MakeSettings
+    delivery: str, cluster: Cluster, settings: MakeSettings
 ) -> None:
-    count, journal, config = 6_000, Journal(), settings(ingest_batch=100)
+    count, journal, config = 6_000, Journal(), settings(ingest_batch=100, delivery=delivery)
     await cluster.fill(count)
     app = application(config, cluster.address)
     for topic in cluster.topics:
@@ -97,12 +99,13 @@ async def test_what_faust_loses_on_its_way_to_an_agent_comes_again_in_order(
     assert list(dict.fromkeys(journal.offsets[topic, 0])) == list(range(count))
 
 
-async def test_records_come_as_they_were_sent(cluster: Cluster, settings: MakeSettings) -> None:
+@HOWEVER
+async def test_records_come_as_they_were_sent(delivery: str, cluster: Cluster, settings: MakeSettings) -> None:
     topic, journal = cluster.topics[0], Journal()
     sent = [(b"k", b"v"), (None, b"v"), (b"k", None), (b"k", b""), (b"", b"\xff\x00"), (b"k", b"x" * 1_000_000)]
     for key, value in sent:
         await cluster.producer.send_and_wait(topic, value, key, partition=1, timestamp_ms=7, headers=[("h", b"1")])
-    app = application(settings(), cluster.address)
+    app = application(settings(delivery=delivery), cluster.address)
     consume(app, topic, journal)
     await run(app, journal.has(len(sent)))
     records = [record for batch in journal.batches for record in batch.records]
@@ -122,10 +125,11 @@ async def test_producers_choose_how_they_compress(codec: str, cluster: Cluster, 
     assert journal.batches[0].records[0].value == b"value" * 100
 
 
+@HOWEVER
 async def test_a_failing_handler_ends_the_app_and_its_batch_comes_again(
-    cluster: Cluster, settings: MakeSettings
+    delivery: str, cluster: Cluster, settings: MakeSettings
 ) -> None:
-    topic, config, count = cluster.topics[0], settings(ingest_batch=50), 500
+    topic, config, count = cluster.topics[0], settings(ingest_batch=50, delivery=delivery), 500
     for i in range(count):
         await cluster.producer.send(topic, b"%d" % i, partition=0)
     await cluster.producer.flush()
@@ -153,7 +157,7 @@ async def test_a_failing_handler_ends_the_app_and_its_batch_comes_again(
 async def test_a_batch_under_way_when_the_app_stops_is_not_committed(
     cluster: Cluster, settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batches, "DRAIN_SECONDS", 0.2)
+    monkeypatch.setattr(consumer, "DRAIN_SECONDS", 0.2)
     topic, config, journal, taken = cluster.topics[0], settings(), Journal(), asyncio.Event()
     await cluster.producer.send_and_wait(topic, b"v", partition=0)
 
@@ -209,7 +213,7 @@ async def test_a_handler_that_waits_holds_up_neither_memory_nor_other_topics(
         await journal.has(count // 3)
         gc.collect()
         held = [each for each in gc.get_objects() if type(each) is Batch and each.topic == stalled]
-        assert len(held) <= batches.BATCHES_UNDER_WAY * PARTITIONS
+        assert len(held) <= consumer.BATCHES_UNDER_WAY * PARTITIONS
         go.set()
         await released.has(count // 3)
 

@@ -16,7 +16,7 @@ from aiokafka import AIOKafkaProducer
 from cluster import PARTITIONS, Cluster
 from fleet import Fleet
 
-from stream import batches
+from stream import consumer
 from stream.adapters import redis as redis_adapter
 from stream.adapters.kafka import lag, provision_topics
 from stream.adapters.kafka_reader import KafkaReader
@@ -103,7 +103,7 @@ async def test_what_is_under_way_when_a_partition_is_revoked_is_finished_and_com
 async def test_what_is_not_finished_in_time_is_abandoned_without_a_commit(
     cluster: Cluster, settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batches, "DRAIN_SECONDS", 0.2)
+    monkeypatch.setattr(consumer, "DRAIN_SECONDS", 0.2)
     config, places, go = settings(), await one_record_each(cluster), asyncio.Event()
     first = Member(config, cluster, lambda _: go.wait())
     second = Member(config, cluster, at_once)
@@ -129,14 +129,14 @@ async def test_a_worker_that_had_nothing_takes_over_in_order(
     lone_partition: Cluster, settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Faust does not suspend it, reads while it goes back to what is committed, and then empties the agents' queues."""
-    seek = batches._Thread.seek_to_committed
+    seek = consumer._Thread.seek_to_committed
 
-    async def slowly(thread: batches._Thread) -> Any:
+    async def slowly(thread: consumer._Thread) -> Any:
         found = await seek(thread)
         await asyncio.sleep(0.5)
         return found
 
-    monkeypatch.setattr(batches._Thread, "seek_to_committed", slowly)
+    monkeypatch.setattr(consumer._Thread, "seek_to_committed", slowly)
     config, (topic,), count = settings(ingest_batch=10), lone_partition.topics, 100
     go, left, first, second = asyncio.Event(), asyncio.Event(), list[int](), list[int]()
 
