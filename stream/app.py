@@ -7,6 +7,7 @@ import asyncio
 import errno
 import logging
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager
@@ -65,6 +66,12 @@ def _listening(settings: Settings) -> Iterator[None]:
     """A port that cannot be had is a user's mistake; the web server tells when it is started."""
     try:
         yield
+    except socket.gaierror as error:
+        if settings.web_port is None:
+            raise
+        raise UserError(
+            f"{variable('web_host')}={settings.web_host!r}: {error.strerror}: name an address of this machine"
+        ) from None
     except OSError as error:
         if settings.web_port is None or error.errno not in UNBINDABLE:
             raise

@@ -1,7 +1,7 @@
 """From catalogue items to codes in the store and vectors in Qdrant.
 
 1. validate; what is no item becomes a dead letter; of one item's records in a batch the last counts
-2. encode the texts
+2. encode the texts; items with which the models fail again and again, and not with others, become dead letters
 3. upsert into Qdrant's `items`
 4. store the codes; then fill the histories that wait for them and mark their users dirty (the order matters)
    (3 and 4 are the `Shelf`'s: a bulk load puts items there too)
@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 
 from stream.admission import payload
 from stream.dirty_queue import DirtyQueue
-from stream.errors import Permanent
+from stream.errors import Permanent, Transient
 from stream.events import Item, parse_item
 from stream.identity import item_key
 from stream.ingest import ItemCache, dead_letter
@@ -28,6 +28,7 @@ from stream.stats import Stats
 from stream.stores import Dirty, Histories, Items
 
 CHUNK = 256  # items encoded and stored at once
+BUDGET = 10.0  # seconds of failures after which the items may be to blame, and not the models
 Parsed = tuple[Record, Item]
 logger = logging.getLogger(__name__)
 
@@ -86,6 +87,7 @@ class Catalog:
         queue: DirtyQueue,
         stats: Stats,
         max_bytes: int,
+        budget: float = BUDGET,
     ) -> None:
         self._shelf = Shelf(items=items, histories=histories, vectors=vectors)
         self._cache = cache
@@ -94,6 +96,7 @@ class Catalog:
         self._queue = queue
         self._stats = stats
         self._limit = max_bytes
+        self._budget = budget
 
     async def handle(self, batch: Batch) -> None:
         """Apply a batch; on return everything in it is durable. Waits for as long as a service is away."""
@@ -130,11 +133,33 @@ class Catalog:
         return []
 
     async def _store(self, items: Sequence[Item]) -> None:
-        encoded = await self._models.encode([item.content for item in items], [item.item_id for item in items])
+        encoded = await self._encode(items)
         marks = await self._shelf.put(_entries(items, encoded), [row.tobytes() for row in encoded.codes])
         self._cache.forget([item_key(item.item_id) for item in items])
         self._queue.put(marks)
         self._stats.add("items_applied", len(items))
+
+    async def _encode(self, items: Sequence[Item]) -> Encoded:
+        """Waits while the models are away. `Permanent` when they go on failing with these, and answer for others."""
+        texts, ids = [item.content for item in items], [item.item_id for item in items]
+        patience = time.monotonic() + self._budget
+
+        async def attempt() -> Encoded:
+            try:
+                return await self._models.encode(texts, ids)
+            except Transient as error:
+                if time.monotonic() < patience or not await self._answering():
+                    raise
+                raise Permanent(f"for {self._budget:g} s, and not with another text: {error}") from error
+
+        return await persistently(attempt)
+
+    async def _answering(self) -> bool:
+        try:
+            await self._models.encode(["?"], [""])
+        except Transient:
+            return False
+        return True
 
 
 def _entries(items: Sequence[Item], encoded: Encoded) -> list[CatalogueEntry]:

@@ -102,7 +102,7 @@ def own(folder: str) -> dict[str, object]:
     return {"data_folder": Path(folder), "model_repository": ROOT / "triton_repo", "start_timeout": 120.0, **unset}
 
 
-async def ingest(services: Services, opened: Stores, wanted: Settings) -> Ingest:
+async def ingest(services: Services, opened: Stores, wanted: Settings, queue: DirtyQueue | None = None) -> Ingest:
     """As a worker has it that has met every item there is; no refresh follows."""
     items = ItemCache(opened.items, wanted.item_cache)
     await items.get([item.name async for page in opened.items.scan() for item in page])
@@ -110,7 +110,7 @@ async def ingest(services: Services, opened: Stores, wanted: Settings) -> Ingest
         histories=opened.histories,
         items=items,
         log=Silence(),
-        queue=DirtyQueue(),
+        queue=queue or DirtyQueue(),
         stats=Stats(),
         admission=Admission(wanted.max_event_bytes, lateness_hours=0),  # synthetic events are of a fixed month
         registry=services.registry,

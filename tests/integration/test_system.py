@@ -178,16 +178,22 @@ def test_provisioning_again_changes_nothing(system: System) -> None:
     assert (done.returncode, done.stdout) == (0, "everything is there\n")
 
 
-def test_a_worker_whose_port_is_taken_says_so(system: System) -> None:
+def test_a_worker_that_cannot_listen_says_so(system: System) -> None:
+    def refused(**places: object) -> str:
+        worker = start_worker(system.settings, system.addresses, **places)
+        with pytest.raises(UserError, match="did not start"):
+            worker.wait_ready(lambda: False, PATIENCE)
+        assert worker.code == 2
+        return worker.log.read_text()  # Faust leaves an event loop, of which -W error tells below
+
     system.worker.stop()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        refused = start_worker(system.settings, system.addresses, web_port=port)
-        with pytest.raises(UserError, match="did not start"):
-            refused.wait_ready(lambda: False, PATIENCE)
-    assert refused.code == 2
-    sentence = f"facetstream: FACETSTREAM_WEB_PORT={port}: cannot listen on 127.0.0.1"
-    assert refused.log.read_text().startswith(sentence)  # Faust leaves an event loop, of which -W error tells below
+        assert refused(web_port=port).startswith(
+            f"facetstream: FACETSTREAM_WEB_PORT={port}: cannot listen on 127.0.0.1"
+        )
+        said = refused(web_port=port, web_host="nowhere.invalid")
+        assert said.startswith("facetstream: FACETSTREAM_WEB_HOST='nowhere.invalid': ")
     system.worker = start_worker(system.settings, system.addresses)
 
 

@@ -57,6 +57,7 @@ class Rig:
             queue=self.queue,
             stats=self.stats,
             max_bytes=65_536,
+            budget=parts.get("catalogue_budget", 10.0),
         )
         self.refresher = Refresher(
             histories=self.histories,

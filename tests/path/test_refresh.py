@@ -284,6 +284,29 @@ async def test_items_refused_one_by_one_become_dead_letters() -> None:
     assert (await rig.vectors.stats()).items == 2
 
 
+@pytest.mark.parametrize("away", [False, True])
+async def test_an_item_with_which_a_model_fails_again_and_again_is_given_up_but_not_in_an_outage(
+    away: bool,
+) -> None:
+    class Sick(MemoryModels):
+        async def encode(self, texts: Sequence[str], item_ids: Sequence[str] | None = None) -> Encoded:
+            if away or any("cursed" in text for text in texts):
+                raise Transient("Triton: the model has crashed")
+            return await super().encode(texts, item_ids)
+
+    rig = await Rig(models=Sick(), catalogue_budget=0.1).provision()
+    applying = asyncio.create_task(rig.catalogue(item("a"), item("b", "cursed"), item("c")))
+    if away:
+        await asyncio.sleep(1.0)
+        assert not applying.done()
+        away = False
+    await applying
+    (letter,) = rig.log.letters
+    assert letter.offset == 1
+    assert letter.reason == "for 0.1 s, and not with another text: Triton: the model has crashed"
+    assert (await rig.vectors.stats()).items == 2
+
+
 async def test_settling_an_older_version_keeps_the_mark() -> None:
     histories = MemoryHistories(4, 1)
     rig = await Rig(histories=histories).provision()
