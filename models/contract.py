@@ -49,18 +49,21 @@ ITEM_ENCODER_OUTPUTS = (
 )
 
 # user_interests: one row per event, in event-time order, oldest first, padded at the end with VALID = 0; a record
-# whose codes are pending has VALID = 0 too. TIME is ms since the Unix epoch.
+# whose codes are pending has VALID = 0 too. TIME is ms since the Unix epoch. KNOWN_COARSE is COARSE of an answer of the
+# same version for a little less of the same history, which spares the model most of a long one; all else is looked at.
 USER_INTERESTS_INPUTS = (
     Tensor("CODES", "UINT8", (-1, -1)),  # [events, code bytes]
     Tensor("TIME", "INT64", (-1,)),
     Tensor("SCENARIO", "UINT8", (-1,)),
     Tensor("ACTION", "UINT8", (-1,)),
     Tensor("VALID", "UINT8", (-1,)),
+    Tensor("KNOWN_COARSE", "FP32", (-1,)),  # a single number, or any that is none: not known
 )
 # Unit vectors [scenario, K, dim] and, per scenario, weights [scenario, K] that are positive and sum to one.
 USER_INTERESTS_OUTPUTS = (
     Tensor("INTERESTS", "FP32", (len(SCENARIOS), -1, -1)),
     Tensor("WEIGHTS", "FP32", (len(SCENARIOS), -1)),
+    Tensor("COARSE", "FP32", (-1,)),
 )
 
 INPUTS = {ITEM_ENCODER: ITEM_ENCODER_INPUTS, USER_INTERESTS: USER_INTERESTS_INPUTS}

@@ -30,6 +30,10 @@ class Histories:
         time, scenario, action = (column.gather(1, rows) for column in (self.time, self.scenario, self.action))
         return Histories(codes, time, scenario, action, valid)
 
+    def rows(self, chosen: Tensor) -> "Histories":
+        """Those of the batch that are `chosen`, bool [B]."""
+        return Histories(*(getattr(self, field.name)[chosen] for field in fields(self)))
+
     def compact(self) -> "Histories":
         """The valid rows alone, in order, from the start; as long as the longest, the rest of a shorter one invalid."""
         longest = int(self.valid.sum(dim=1).max()) if self.valid.numel() else 0

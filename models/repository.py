@@ -136,11 +136,12 @@ def try_out(towers: Towers) -> dict[str, Columns]:
     fidelity = (vectors * towers.codebook.decode(codes)).sum(dim=-1, keepdim=True)
     items = {"TEXT": strings, "ITEM_ID": strings, "EMBEDDING": vectors, "CODES": codes, "FIDELITY": fidelity}
     histories = _histories(towers.codebook.config.code_bytes)
-    interests, weights = towers.users(join(histories))
+    asked, unknown = join(histories), towers.users.unknown(len(histories))
+    interests, weights, coarse = towers.users.answer(towers.codebook.decode(asked.codes), asked, unknown)
     users = {name: np.stack([row[name] for row in histories]) for name in histories[0]}
     answers: dict[str, Any] = {
         ITEM_ENCODER: items,
-        USER_INTERESTS: users | {"INTERESTS": interests, "WEIGHTS": weights},
+        USER_INTERESTS: users | {"INTERESTS": interests, "WEIGHTS": weights, "COARSE": coarse},
     }
     for name, unit in (("embeddings", vectors), ("interests", interests)):
         if unit.shape[-1] != towers.codebook.config.dim:
@@ -282,6 +283,7 @@ def _histories(code_bytes: int) -> list[Columns]:
             "SCENARIO": rng.integers(0, len(SCENARIOS), 9, dtype=np.uint8),
             "ACTION": rng.integers(0, len(ACTIONS), 9, dtype=np.uint8),
             "VALID": (np.arange(9) < valid).astype(np.uint8),
+            "KNOWN_COARSE": np.full(1, np.nan, np.float32),
         }
         for valid in (0, 1, 9)
     ]

@@ -35,13 +35,14 @@ class Served:
 
     def _ask(self, histories: Histories, row: int) -> tuple[Tensor, Tensor]:
         columns = (histories.codes, histories.time, histories.scenario, histories.action, histories.valid)
-        kinds = {"UINT8": np.uint8, "INT64": np.int64}
+        kinds = {"UINT8": np.uint8, "INT64": np.int64, "FP32": np.float32}
         inputs = []
-        for tensor, column in zip(USER_INTERESTS_INPUTS, columns, strict=True):
-            array = column[row : row + 1][histories.valid[row : row + 1]][None].numpy().astype(kinds[tensor.dtype])
+        arrays = [column[row : row + 1][histories.valid[row : row + 1]][None].numpy() for column in columns]
+        for tensor, array in zip(USER_INTERESTS_INPUTS, [*arrays, np.full((1, 1), np.nan)], strict=True):
+            array = array.astype(kinds[tensor.dtype])
             asked = self._grpc.InferInput(tensor.name, list(array.shape), tensor.dtype)
             asked.set_data_from_numpy(array)
             inputs.append(asked)
         answer = self._client.infer(USER_INTERESTS, inputs)
-        interests, weights = (torch.tensor(answer.as_numpy(tensor.name)) for tensor in USER_INTERESTS_OUTPUTS)
+        interests, weights, _ = (torch.tensor(answer.as_numpy(tensor.name)) for tensor in USER_INTERESTS_OUTPUTS)
         return interests, weights

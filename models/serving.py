@@ -61,13 +61,18 @@ def _read(request: Any, read: Callable[[Any], Sequence[Any]]) -> Sequence[Any] |
         return error
 
 
-def refuse_bad(columns: Columns, code_bytes: int) -> None:
+def refuse_bad(columns: Columns, code_bytes: int, coarse_size: int) -> None:
     """Raises `BadRequestError` unless inputs of user_interests fit each other, the codebook and the contract."""
     codes, rows = columns["CODES"].shape, columns["TIME"].shape
     if codes[2] != code_bytes:
         raise BadRequestError(f"CODES: has {codes[2]} bytes per event; this codebook has {code_bytes}")
+    users, size = columns["KNOWN_COARSE"].shape
+    if size not in (1, coarse_size):
+        raise BadRequestError(f"KNOWN_COARSE: has {size} numbers; this model has {coarse_size}, or 1 for none")
+    if users != rows[0]:
+        raise BadRequestError(f"KNOWN_COARSE: is for {users} histories where TIME is for {_size(rows)}")
     for name, array in columns.items():
-        if array.shape[:2] != rows:
+        if name != "KNOWN_COARSE" and array.shape[:2] != rows:
             raise BadRequestError(f"{name}: is for {_size(array.shape)} where TIME is for {_size(rows)}")
     for name, known in (("SCENARIO", SCENARIOS), ("ACTION", ACTIONS)):
         if columns[name].size and columns[name].max() >= len(known):
@@ -92,6 +97,14 @@ def join(rows: Sequence[Columns]) -> Histories:
         action=stack("ACTION").long(),
         valid=stack("VALID").bool(),
     )
+
+
+def join_coarse(rows: Sequence[Columns], unknown: Tensor) -> Tensor:
+    """The coarse interests that come with the histories, put into `unknown` [B, size]."""
+    for row, columns in enumerate(rows):
+        if len(known := columns["KNOWN_COARSE"]) == unknown.shape[1] > 1:
+            unknown[row] = torch.from_numpy(known)
+    return unknown
 
 
 def _size(shape: tuple[int, ...]) -> str:

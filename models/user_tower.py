@@ -66,6 +66,14 @@ class Interests(NamedTuple):
     llm_events: Tensor  # int64 [B, R]: which event each of those is; -1 for none
 
 
+class Answer(NamedTuple):
+    """What is served. `coarse` may be given again with a history of the same user that has grown by little."""
+
+    interests: Tensor  # unit, [B, scenario, K, dim]
+    weights: Tensor  # [B, scenario, K], sum to one per scenario
+    coarse: Tensor  # [B, `coarse_size`], of the light branch: unit interests, then logits of weights
+
+
 class UserTower(nn.Module):
     """Histories to interests. The answer for a user depends on their valid rows alone: padding never matters."""
 
@@ -97,13 +105,38 @@ class UserTower(nn.Module):
 
     def read(self, items: Tensor, histories: Histories) -> tuple[Tensor, Tensor]:
         """As `forward`, of given item vectors [B, L, dim]."""
+        return self.answer(items, histories, self.unknown(len(items)))[:2]
+
+    def answer(self, items: Tensor, histories: Histories, coarse: Tensor) -> Answer:
+        """Of item vectors [B, L, dim]. The light branch, whose cost grows with the history, is spared the rows of
+        `coarse` [B, `coarse_size`] that are known (HyMiRec's cached coarse interests)."""
         items = items.gather(1, _order(histories.valid)[..., None].expand_as(items))
         histories = histories.compact()
-        cuts = histories.valid.sum(dim=1, keepdim=True)
-        found = self.interests(items[:, : histories.valid.shape[1]], histories, cuts)
-        interests, weights = self.fuse(found.light, found.refined)[:, 0], found.weights.softmax(dim=-1)[:, 0]
+        items, cuts = items[:, : histories.valid.shape[1]], histories.valid.sum(dim=1, keepdim=True)
+        todo = coarse.isnan().any(dim=1)
+        if self.config.light_dim and todo.any():
+            first = items[todo, :, : self.config.light_dim]
+            light, weights, _ = self._look(first, histories.rows(todo), cuts[todo])
+            coarse = coarse.index_put((todo,), torch.cat([light, weights[..., None]], dim=-1).flatten(1))
+        shape = (1, len(self.config.scenarios), self.config.interests)
+        light, logits = coarse.unflatten(1, (*shape, -1)).split([self.config.light_dim, 1], dim=-1)
+        weights, refined = logits[..., 0], light[..., :0]
+        if self.config.llm_dim:
+            refined, more, *_ = self.refiner(items[..., self.config.light_dim :], histories, light, cuts)
+            weights = weights + more
+        interests, weights = self.fuse(light, refined)[:, 0], weights.softmax(dim=-1)[:, 0]
         interests = spread(interests, weights, self.config.spread)
-        return interests[:, self.slot], weights[:, self.slot]
+        return Answer(interests[:, self.slot], weights[:, self.slot], coarse)
+
+    @property
+    def coarse_size(self) -> int:
+        c = self.config
+        return len(c.scenarios) * c.interests * (c.light_dim + 1)
+
+    def unknown(self, rows: int) -> Tensor:
+        """Coarse interests [rows, `coarse_size`] that are still to be looked for."""
+        fill = math.nan if self.config.light_dim else 0.0
+        return torch.full((rows, self.coarse_size), fill, device=self.log_scale.device)
 
     def interests(self, items: Tensor, histories: Histories, cuts: Tensor) -> Interests:
         """Of compact `histories` with item vectors `items` [B, L, dim], cut behind `cuts` [B, G] events."""
@@ -114,16 +147,20 @@ class UserTower(nn.Module):
         light_states = llm_states = items.new_zeros(B, 0, 0)
         llm_events = cuts.new_zeros(B, 0)
         if c.light_dim:
-            light_states = self.light(self.encoder(first, histories))
-            place, scenario = cuts.repeat_interleave(shape[0], dim=1), torch.arange(shape[0], device=cuts.device)
-            asked = self.light.asked(light_states, place, scenario.repeat(B, G)).unflatten(1, (G, -1))
-            light = self.coarse(asked)
-            weights = weights + self.weigh(asked.mean(dim=3))
+            light, weights, light_states = self._look(first, histories, cuts)
         if c.llm_dim:
             refined, more, llm_states, mixed = self.refiner(second, histories, light.detach(), cuts)
             weights = weights + more
             llm_events = mixed.rows.masked_fill(~mixed.picked, -1)
         return Interests(light, refined, weights, light_states, llm_states, llm_events)
+
+    def _look(self, items: Tensor, histories: Histories, cuts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What the light branch makes of its part of the items: `light`, its logits of `weights`, `light_states`."""
+        (B, G), scenarios = cuts.shape, len(self.config.scenarios)
+        states = self.light(self.encoder(items, histories))
+        place, scenario = cuts.repeat_interleave(scenarios, dim=1), torch.arange(scenarios, device=cuts.device)
+        asked = self.light.asked(states, place, scenario.repeat(B, G)).unflatten(1, (G, -1))
+        return self.coarse(asked), self.weigh(asked.mean(dim=3)), states
 
     def scales(self) -> Tensor:
         """The learned inverse temperatures [2] of the branches, within 1..100."""

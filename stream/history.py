@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from stream.errors import Permanent
 from stream.events import OLDEST_MS
-from stream.ports import HistoryTensors
+from stream.ports import Floats, HistoryTensors
 
 FORMAT = 1
 HEADER = struct.Struct(">BBHIH")
@@ -111,6 +111,12 @@ def version_of(data: bytes) -> int:
     return _split(data)[2]
 
 
+def records_in(data: bytes) -> int:
+    """How many records are kept."""
+    code_bytes, _, _, body = _split(data)
+    return (len(data) - body) // (FIXED_BYTES + code_bytes)
+
+
 def _split(data: bytes) -> tuple[int, int, int, int]:
     """Code bytes, codebook version, profile version, and where the records begin."""
     if len(data) < HEADER.size or data[0] != FORMAT:
@@ -170,7 +176,7 @@ def newest_ts(data: bytes) -> int:
     return int(when[-1] >> 6) + OLDEST_MS if len(when) else 0
 
 
-def tensors(batch: Sequence[bytes]) -> HistoryTensors:
+def tensors(batch: Sequence[bytes], coarse: Floats | None = None) -> HistoryTensors:
     """The inputs of user_interests for packed histories of one codebook, padded at the end to the longest."""
     columns = [_columns(data) for data in batch]
     length = max([1, *(len(c.when) for c in columns)])
@@ -181,6 +187,7 @@ def tensors(batch: Sequence[bytes]) -> HistoryTensors:
         scenario=np.zeros(shape, np.uint8),
         action=np.zeros(shape, np.uint8),
         valid=np.zeros(shape, np.uint8),
+        coarse=coarse,
     )
     for row, c in enumerate(columns):
         n = len(c.when)

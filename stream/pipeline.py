@@ -5,6 +5,7 @@ from functools import cached_property
 
 from stream.admission import Admission
 from stream.catalog import Catalog
+from stream.coarse import CoarseCache
 from stream.dirty_queue import DirtyQueue
 from stream.errors import Permanent
 from stream.ingest import Ingest, ItemCache
@@ -78,4 +79,5 @@ class Pipeline:
             stats=self.stats,
             pace=Pace(settings.refresh_batch, settings.refresh_concurrency, settings.sweep_interval),
             ownership=ownership,
+            coarse=CoarseCache(settings.coarse_events, 3600 * settings.coarse_hours),
         )

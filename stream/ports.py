@@ -47,6 +47,7 @@ class HistoryTensors:
     scenario: NDArray[np.uint8]  # [N, L]
     action: NDArray[np.uint8]  # [N, L]
     valid: NDArray[np.uint8]  # [N, L], 0 = padding or codes pending
+    coarse: Floats | None = None  # [N, size], from earlier answers of the same version; NaN in rows not known
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Interests:
     vectors: Floats  # [N, scenario, K, dim], unit
     weights: Floats  # [N, scenario, K], positive, sum to one per scenario
     model_version: str  # that answered; a swap under traffic shows here
+    coarse: Floats | None = None  # [N, size], to be given again with a little more of the same histories
 
 
 @dataclass(frozen=True)

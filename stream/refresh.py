@@ -5,7 +5,7 @@ over; what comes of it when that happens later, stream.ownership says.
 
 1. read the packed histories
 2. fill codes that were pending and are known by now; encode queries met for the first time
-3. ask the models for interests: codes travel, never embeddings
+3. ask the models for interests: codes travel, never embeddings; and what the models made of the long history before
 4. upsert into Qdrant, each user only over a version that is not newer (law 3)
 5. announce on profiles.updated
 6. clear the dirty mark if the version has not moved since step 1 (law 4)
@@ -20,11 +20,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from stream import history
+from stream.coarse import CoarseCache
 from stream.dirty_queue import DirtyQueue
 from stream.errors import Permanent, Transient
 from stream.ownership import Ownership
 from stream.pending import Pending
-from stream.ports import Log, ModelCard, Models, Profile, Update, Vectors
+from stream.ports import Interests, Log, ModelCard, Models, Profile, Update, Vectors
 from stream.ramp import Ramp
 from stream.retry import LONGEST_DELAY, delays
 from stream.stats import Stats
@@ -62,6 +63,7 @@ class Refresher:
         stats: Stats,
         pace: Pace,
         ownership: Ownership,
+        coarse: CoarseCache,
     ) -> None:
         self._histories = histories
         self._pending = pending
@@ -73,6 +75,7 @@ class Refresher:
         self._stats = stats
         self._pace = pace
         self._ownership = ownership
+        self._coarse = coarse
         self._ramp = Ramp(pace.concurrency)
         self._suspects = Suspects()
         self._penalised: dict[str, float] = {}
@@ -168,7 +171,7 @@ class Refresher:
         self._queue.put(Dirty(user, read_ms) for user in moved)
 
     async def _profiles(self, present: Mapping[str, bytes], tokens: Mapping[str, int]) -> list[Profile]:
-        answer = await self._models.interests(history.tensors(list(present.values())))
+        answer = await self._interests(present)
         self._stats.add("inferences", len(present))
         return [
             Profile(
@@ -183,6 +186,17 @@ class Refresher:
             )
             for (user, data), vectors, weights in zip(present.items(), answer.vectors, answer.weights, strict=True)
         ]
+
+    async def _interests(self, present: Mapping[str, bytes]) -> Interests:
+        known = self._coarse.known(present)
+        answer = await self._models.interests(history.tensors(list(present.values()), known))
+        if known is not None and answer.model_version != self._coarse.model_version:  # what it was given is not its own
+            known = None
+            answer = await self._models.interests(history.tensors(list(present.values())))
+        reused = self._coarse.hear(present, known, answer)
+        self._stats.add("coarse_reused", reused)
+        self._stats.add("coarse_computed", len(present) - reused)
+        return answer
 
     def _measure(self, marks: Sequence[Dirty]) -> None:
         now_ms = time.time() * 1000

@@ -93,6 +93,12 @@ class Settings(BaseSettings):
     refresh_backlog_rate: float | None = Field(
         None, gt=0, allow_inf_nan=False, description="overdue users refreshed per second and worker; unset, no limit"
     )
+    coarse_events: int = Field(
+        16,
+        ge=0,
+        description="events, or a sixteenth of a history, after which all of it is read again; 0: always",
+    )
+    coarse_hours: float = Field(24.0, ge=0, description="hours after which all of a history is read again")
     sweep_interval: float = Field(2.0, gt=0, description="seconds between two sweeps over the dirty sets in Redis")
 
     # Patience.

@@ -67,7 +67,15 @@ class MemoryModels:
             k = code[0] % self._card.interests
             vectors[row, :, k] += counts[:, None] * _drawn(code, self._card.dim)
             weights[row, :, k] += counts
-        return Interests(_unit(vectors), weights / weights.sum(-1, keepdims=True), self._card.model_version)
+        coarse = self._coarse(histories)
+        weights[:, :, 0] += coarse[:, None, 0]  # so that one can tell what was known before
+        return Interests(_unit(vectors), weights / weights.sum(-1, keepdims=True), self._card.model_version, coarse)
+
+    def _coarse(self, histories: HistoryTensors) -> Floats:
+        """How many events there are, or were when that was looked at: [N, 2]."""
+        events = histories.valid.sum(axis=1, keepdims=True).astype(np.float32).repeat(2, axis=1)
+        known = np.full((len(events), 1), np.nan, np.float32) if histories.coarse is None else histories.coarse
+        return np.where(np.isnan(known).any(axis=1, keepdims=True), events, known)
 
     def _priors(self) -> Floats:
         """What a user without history is taken for: [scenario, K, dim], faint."""

@@ -89,9 +89,10 @@ class TritonModels:
                 "SCENARIO": histories.scenario,
                 "ACTION": histories.action,
                 "VALID": histories.valid,
+                "KNOWN_COARSE": _known(histories),
             },
         )
-        return Interests(out["INTERESTS"], out["WEIGHTS"], version)
+        return Interests(out["INTERESTS"], out["WEIGHTS"], version, out["COARSE"])
 
     async def _infer(self, model: str, columns: Arrays) -> tuple[Arrays, str]:
         """The outputs for all rows, in as many calls as the model's largest batch demands (at least one row), and the
@@ -143,6 +144,11 @@ class TritonModels:
             self._vetted.clear()  # who answers next may be another server
             kind = Permanent if error.status() in POINTLESS else Transient
             raise kind(f"Triton: {error.message().partition(chr(10))[0]}") from error
+
+
+def _known(histories: HistoryTensors) -> NDArray[Any]:
+    nothing = np.full((len(histories.valid), 1), np.nan, np.float32)
+    return nothing if histories.coarse is None else histories.coarse
 
 
 def _strings(texts: Sequence[str]) -> NDArray[Any]:

@@ -10,6 +10,7 @@ import torch
 from models.events import Histories
 from models.user_tower import UserTower
 from stream import history
+from stream.coarse import CoarseCache
 from stream.dirty_queue import DirtyQueue
 from stream.identity import SHARDS
 from stream.ownership import Ownership
@@ -110,5 +111,6 @@ def _whole(services: Services, opened: Stores, out: object, card: object) -> Ste
         stats=Stats(),
         pace=Pace(BATCH, UNDER_WAY, sweep_interval=2.0),
         ownership=Ownership(opened.histories, lambda: frozenset(range(SHARDS))),
+        coarse=CoarseCache(),
     )
     return lambda users, _: refresher.refresh([Dirty(user, int(time.time() * 1000)) for user in users])

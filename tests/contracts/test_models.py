@@ -5,6 +5,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -139,6 +140,23 @@ async def test_answers_of_another_codebook_are_not_taken(triton_url: str) -> Non
     await served.close()
 
 
+async def test_what_was_known_of_the_same_history_changes_nothing_and_of_another_does(models: Models) -> None:
+    asked = histories(await models.card(), [70, 5, 0, 200])
+    first = await models.interests(asked)
+    assert first.coarse is not None
+    again = await models.interests(replace(asked, coarse=first.coarse))
+    np.testing.assert_allclose(again.vectors, first.vectors, atol=1e-5)
+    np.testing.assert_allclose(again.weights, first.weights, atol=1e-5)
+    np.testing.assert_array_equal(again.coarse, first.coarse)
+
+    half = first.coarse[[1, 1, 1, 1]].copy()
+    half[2:] = np.nan
+    other = await models.interests(replace(asked, coarse=half))
+    np.testing.assert_allclose(other.weights[1:], first.weights[1:], atol=1e-5)
+    assert np.abs(other.weights[0] - first.weights[0]).max() > 1e-4
+    np.testing.assert_allclose(other.coarse, np.where(np.isnan(half), first.coarse, half), atol=1e-5)
+
+
 async def test_calls_may_overlap(models: Models) -> None:
     card = await models.card()
     answers = await asyncio.gather(*(models.interests(histories(card, [n])) for n in (1, 2, 3, 1)))
@@ -171,8 +189,10 @@ INTERESTS = """
     input { name: "SCENARIO" data_type: TYPE_UINT8 dims: -1 }
     input { name: "ACTION" data_type: TYPE_UINT8 dims: -1 }
     input { name: "VALID" data_type: TYPE_UINT8 dims: -1 }
+    input { name: "KNOWN_COARSE" data_type: TYPE_FP32 dims: -1 }
     output { name: "INTERESTS" data_type: TYPE_FP32 dims: [3, 4, 64] }
     output { name: "WEIGHTS" data_type: TYPE_FP32 dims: [3, 4] }
+    output { name: "COARSE" data_type: TYPE_FP32 dims: -1 }
     parameters { key: "codebook_version" value { string_value: "7" } }
     parameters { key: "interests" value { string_value: "4" } }
 """

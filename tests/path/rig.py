@@ -9,6 +9,7 @@ from stream.adapters.memory import MemoryLog, MemoryModels, MemoryVectors
 from stream.adapters.memory_stores import MemoryHistories, MemoryItems, MemoryRegistry
 from stream.admission import Admission
 from stream.catalog import Catalog
+from stream.coarse import CoarseCache
 from stream.dirty_queue import DirtyQueue
 from stream.events import Scenario
 from stream.history import History, decode
@@ -70,6 +71,7 @@ class Rig:
             stats=self.stats,
             pace=parts.get("pace") or Pace(batch=8, concurrency=1, sweep_interval=0.05),
             ownership=Ownership(self.histories, lambda: frozenset(range(SHARDS))),
+            coarse=parts.get("coarse") or CoarseCache(),
         )
 
     async def provision(self) -> "Rig":

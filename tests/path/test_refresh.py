@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from stream import refresh
 from stream.adapters.memory import MemoryLog, MemoryModels, MemoryVectors
 from stream.adapters.memory_stores import MemoryHistories
+from stream.coarse import CoarseCache
 from stream.errors import Permanent, Transient
 from stream.identity import SHARDS
 from stream.ports import Encoded, HistoryTensors, Interests, Profile
@@ -246,6 +248,42 @@ async def test_one_user_with_whom_a_model_fails_holds_the_others_up_no_longer_th
     await until_dirty([])
     running.cancel()
     await asyncio.wait({running})
+
+
+async def test_a_long_history_that_grew_by_little_is_not_looked_at_again() -> None:
+    rig = await Rig(coarse=CoarseCache(events=8, seconds=60)).provision()
+    await rig.catalogue(item("a"))
+    for count in (200, 1, 1, 30):
+        first = int((await rig.history()).events_applied) if count < 200 else 0
+        await rig.feed(*(event(n, "a") for n in range(first, first + count)), first=first)
+        await rig.refresh()
+    assert rig.stats.counts["coarse_computed"] == 2
+    assert rig.stats.counts["coarse_reused"] == 2
+    assert rig.stats.counts["inferences"] == 4
+
+
+async def test_models_that_are_swapped_are_not_given_what_others_made_of_a_history() -> None:
+    class Swapped(MemoryModels):
+        version = "1"
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.given: list[bool] = []
+
+        async def interests(self, histories: HistoryTensors) -> Interests:
+            self.given.append(histories.coarse is not None)
+            return replace(await super().interests(histories), model_version=self.version)
+
+    models = Swapped()
+    rig = await Rig(models=models, coarse=CoarseCache(events=8, seconds=60)).provision()
+    await rig.catalogue(item("a"))
+    await rig.feed(*(event(n, "a") for n in range(200)))
+    await rig.refresh()
+    models.version = "2"
+    await rig.feed(event(200, "a"), first=200)
+    await rig.refresh()
+    assert models.given == [False, True, False]
+    assert rig.stats.counts["coarse_computed"] == 2
 
 
 async def test_an_announcement_that_fails_leaves_the_user_dirty() -> None:

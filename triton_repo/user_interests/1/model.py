@@ -13,6 +13,7 @@ from models.serving import (
     answer_together,
     device_of,
     join,
+    join_coarse,
     parameters_must_be,
     refuse_bad,
 )
@@ -42,13 +43,15 @@ class TritonPythonModel:
 
     def _histories(self, request: Any) -> list[Columns]:
         columns = {t.name: pb_utils.get_input_tensor_by_name(request, t.name).as_numpy() for t in USER_INTERESTS_INPUTS}
-        refuse_bad(columns, self.tower.codebook.config.code_bytes)
+        refuse_bad(columns, self.tower.codebook.config.code_bytes, self.tower.coarse_size)
         return [{name: column[row] for name, column in columns.items()} for row in range(len(columns["TIME"]))]
 
     @torch.inference_mode()
     def _interests(self, histories: list[Columns]) -> Columns:
-        vectors, weights = self.tower(join(histories).to(self.device))
-        return {"INTERESTS": vectors.cpu().numpy(), "WEIGHTS": weights.cpu().numpy()}
+        asked = join(histories).to(self.device)
+        known = join_coarse(histories, self.tower.unknown(len(histories)))
+        answer = self.tower.answer(self.tower.codebook.decode(asked.codes), asked, known)
+        return {name.upper(): column.cpu().numpy() for name, column in answer._asdict().items()}
 
 
 def _response(answer: Columns | BadRequestError) -> Any:
