@@ -1,10 +1,10 @@
-"""What it costs and saves to give the models coarse interests of a while ago (`stream.coarse`), by the length of histories.
+"""What coarse interests of a while ago (`stream.coarse`) cost in quality and save in time, by the length of histories.
 
     python -m tests.bench.coarse --data DIR --checkpoint DIR [--part valid]
 
 The coarse interests are those of the history without its newest events, as many as the worst case allows: a share of
-the history, and no more than so many. Figures are of the checkpoint's own split, read through codes, by the maximum over
-interests, as in `facetstream evaluate`; milliseconds are of one core a user, medians of rounds, 64 users at once.
+the history, and no more than so many. Figures are of the checkpoint's own split, read through codes, by the maximum
+over interests, as in `facetstream evaluate`; milliseconds are of one core a user, medians of rounds, 64 users at once.
 """
 
 import argparse
@@ -43,7 +43,7 @@ class Stale:
         return self.towers.items
 
     @torch.inference_mode()
-    def answer(self, rows: Tensor, histories: Histories) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+    def answer(self, rows: Tensor, histories: Histories) -> tuple[Tensor, Tensor]:
         tower = self.towers.users
         items = tower.codebook.decode(histories.codes)
         count = histories.valid.sum(dim=1, keepdim=True)
