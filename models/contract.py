@@ -57,13 +57,13 @@ USER_INTERESTS_INPUTS = (
     Tensor("SCENARIO", "UINT8", (-1,)),
     Tensor("ACTION", "UINT8", (-1,)),
     Tensor("VALID", "UINT8", (-1,)),
-    Tensor("KNOWN_COARSE", "FP32", (-1,)),  # a single number, or any that is none: not known
+    Tensor("KNOWN_COARSE", "FP16", (-1,)),  # a single number, or any that is none: not known
 )
 # Unit vectors [scenario, K, dim] and, per scenario, weights [scenario, K] that are positive and sum to one.
 USER_INTERESTS_OUTPUTS = (
     Tensor("INTERESTS", "FP32", (len(SCENARIOS), -1, -1)),
     Tensor("WEIGHTS", "FP32", (len(SCENARIOS), -1)),
-    Tensor("COARSE", "FP32", (-1,)),
+    Tensor("COARSE", "FP16", (-1,)),
 )
 
 INPUTS = {ITEM_ENCODER: ITEM_ENCODER_INPUTS, USER_INTERESTS: USER_INTERESTS_INPUTS}

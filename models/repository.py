@@ -141,7 +141,7 @@ def try_out(towers: Towers) -> dict[str, Columns]:
     users = {name: np.stack([row[name] for row in histories]) for name in histories[0]}
     answers: dict[str, Any] = {
         ITEM_ENCODER: items,
-        USER_INTERESTS: users | {"INTERESTS": interests, "WEIGHTS": weights, "COARSE": coarse},
+        USER_INTERESTS: users | {"INTERESTS": interests, "WEIGHTS": weights, "COARSE": coarse.half()},
     }
     for name, unit in (("embeddings", vectors), ("interests", interests)):
         if unit.shape[-1] != towers.codebook.config.dim:
@@ -283,7 +283,7 @@ def _histories(code_bytes: int) -> list[Columns]:
             "SCENARIO": rng.integers(0, len(SCENARIOS), 9, dtype=np.uint8),
             "ACTION": rng.integers(0, len(ACTIONS), 9, dtype=np.uint8),
             "VALID": (np.arange(9) < valid).astype(np.uint8),
-            "KNOWN_COARSE": np.full(1, np.nan, np.float32),
+            "KNOWN_COARSE": np.full(1, np.nan, np.float16),
         }
         for valid in (0, 1, 9)
     ]

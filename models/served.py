@@ -35,7 +35,7 @@ class Served:
 
     def _ask(self, histories: Histories, row: int) -> tuple[Tensor, Tensor]:
         columns = (histories.codes, histories.time, histories.scenario, histories.action, histories.valid)
-        kinds = {"UINT8": np.uint8, "INT64": np.int64, "FP32": np.float32}
+        kinds = {"UINT8": np.uint8, "INT64": np.int64, "FP16": np.float16}
         inputs = []
         arrays = [column[row : row + 1][histories.valid[row : row + 1]][None].numpy() for column in columns]
         for tensor, array in zip(USER_INTERESTS_INPUTS, [*arrays, np.full((1, 1), np.nan)], strict=True):

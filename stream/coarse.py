@@ -13,16 +13,16 @@ from typing import NamedTuple
 import numpy as np
 
 from stream import history
-from stream.ports import Floats, Interests
+from stream.ports import Halves, Interests
 
 SHARE = 1 / 16  # of a history
-USERS = 20_000  # remembered: some 32 MB
+USERS = 20_000  # remembered: some 20 MB
 
 
 class _Entry(NamedTuple):
     version: int  # of the history
     heard: float
-    coarse: Floats
+    coarse: Halves
 
 
 class CoarseCache:
@@ -39,15 +39,15 @@ class CoarseCache:
         self._events, self._seconds, self._users, self._clock = events, seconds, users, clock
         self._entries: OrderedDict[str, _Entry] = OrderedDict()  # least recently heard first
 
-    def known(self, packed: Mapping[str, bytes]) -> Floats | None:
+    def known(self, packed: Mapping[str, bytes]) -> Halves | None:
         """For the packed histories of users, [N, size], rows that are not known NaN; None when none is."""
         found = [self._fresh(user, data) for user, data in packed.items()]
         size = next((len(row) for row in found if row is not None), None)
         if size is None:
             return None
-        return np.stack([np.full(size, np.nan, np.float32) if row is None else row for row in found])
+        return np.stack([np.full(size, np.nan, np.float16) if row is None else row for row in found])
 
-    def hear(self, packed: Mapping[str, bytes], known: Floats | None, answer: Interests) -> int:
+    def hear(self, packed: Mapping[str, bytes], known: Halves | None, answer: Interests) -> int:
         """Remember what the models answered where it was not `known`; for how many it was."""
         if answer.coarse is None or not self._events:
             return 0
@@ -63,7 +63,7 @@ class CoarseCache:
             self._entries.popitem(last=False)
         return int(reused.sum())
 
-    def _fresh(self, user: str, data: bytes) -> Floats | None:
+    def _fresh(self, user: str, data: bytes) -> Halves | None:
         entry = self._entries.get(user)
         if entry is None or self._clock() - entry.heard > self._seconds:
             return None

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from stream.errors import Permanent
 from stream.events import OLDEST_MS
-from stream.ports import Floats, HistoryTensors
+from stream.ports import Halves, HistoryTensors
 
 FORMAT = 1
 HEADER = struct.Struct(">BBHIH")
@@ -176,7 +176,7 @@ def newest_ts(data: bytes) -> int:
     return int(when[-1] >> 6) + OLDEST_MS if len(when) else 0
 
 
-def tensors(batch: Sequence[bytes], coarse: Floats | None = None) -> HistoryTensors:
+def tensors(batch: Sequence[bytes], coarse: Halves | None = None) -> HistoryTensors:
     """The inputs of user_interests for packed histories of one codebook, padded at the end to the longest."""
     columns = [_columns(data) for data in batch]
     length = max([1, *(len(c.when) for c in columns)])

@@ -16,6 +16,7 @@ from stream.events import Item
 from stream.ledger import Batch
 
 Floats = NDArray[np.float32]
+Halves = NDArray[np.float16]
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class HistoryTensors:
     scenario: NDArray[np.uint8]  # [N, L]
     action: NDArray[np.uint8]  # [N, L]
     valid: NDArray[np.uint8]  # [N, L], 0 = padding or codes pending
-    coarse: Floats | None = None  # [N, size], from earlier answers of the same version; NaN in rows not known
+    coarse: Halves | None = None  # [N, size], from earlier answers of the same version; NaN in rows not known
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Interests:
     vectors: Floats  # [N, scenario, K, dim], unit
     weights: Floats  # [N, scenario, K], positive, sum to one per scenario
     model_version: str  # that answered; a swap under traffic shows here
-    coarse: Floats | None = None  # [N, size], to be given again with a little more of the same histories
+    coarse: Halves | None = None  # [N, size], to be given again with a little more of the same histories
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from stream.dead_topic import Message, letter_message, settlement_message
 from stream.errors import Permanent
 from stream.ledger import Batch, Record
 from stream.points import ITEMS, USERS
-from stream.ports import DeadLetter, Encoded, Floats, HistoryTensors, Interests, ModelCard, Settlement, Update
+from stream.ports import DeadLetter, Encoded, Floats, Halves, HistoryTensors, Interests, ModelCard, Settlement, Update
 
 
 class MemoryVectors(QdrantVectors):
@@ -71,10 +71,10 @@ class MemoryModels:
         weights[:, :, 0] += coarse[:, None, 0]  # so that one can tell what was known before
         return Interests(_unit(vectors), weights / weights.sum(-1, keepdims=True), self._card.model_version, coarse)
 
-    def _coarse(self, histories: HistoryTensors) -> Floats:
+    def _coarse(self, histories: HistoryTensors) -> Halves:
         """How many events there are, or were when that was looked at: [N, 2]."""
-        events = histories.valid.sum(axis=1, keepdims=True).astype(np.float32).repeat(2, axis=1)
-        known = np.full((len(events), 1), np.nan, np.float32) if histories.coarse is None else histories.coarse
+        events = histories.valid.sum(axis=1, keepdims=True).astype(np.float16).repeat(2, axis=1)
+        known = np.full((len(events), 1), np.nan, np.float16) if histories.coarse is None else histories.coarse
         return np.where(np.isnan(known).any(axis=1, keepdims=True), events, known)
 
     def _priors(self) -> Floats:

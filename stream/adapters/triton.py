@@ -147,7 +147,7 @@ class TritonModels:
 
 
 def _known(histories: HistoryTensors) -> NDArray[Any]:
-    nothing = np.full((len(histories.valid), 1), np.nan, np.float32)
+    nothing = np.full((len(histories.valid), 1), np.nan, np.float16)
     return nothing if histories.coarse is None else histories.coarse
 
 

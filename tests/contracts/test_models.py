@@ -145,16 +145,16 @@ async def test_what_was_known_of_the_same_history_changes_nothing_and_of_another
     first = await models.interests(asked)
     assert first.coarse is not None
     again = await models.interests(replace(asked, coarse=first.coarse))
-    np.testing.assert_allclose(again.vectors, first.vectors, atol=1e-5)
-    np.testing.assert_allclose(again.weights, first.weights, atol=1e-5)
+    np.testing.assert_allclose(again.vectors, first.vectors, atol=2e-3)  # they travel as half floats
+    np.testing.assert_allclose(again.weights, first.weights, atol=2e-3)
     np.testing.assert_array_equal(again.coarse, first.coarse)
 
     half = first.coarse[[1, 1, 1, 1]].copy()
     half[2:] = np.nan
     other = await models.interests(replace(asked, coarse=half))
-    np.testing.assert_allclose(other.weights[1:], first.weights[1:], atol=1e-5)
-    assert np.abs(other.weights[0] - first.weights[0]).max() > 1e-4
-    np.testing.assert_allclose(other.coarse, np.where(np.isnan(half), first.coarse, half), atol=1e-5)
+    np.testing.assert_allclose(other.weights[1:], first.weights[1:], atol=2e-3)
+    assert np.abs(other.weights[0] - first.weights[0]).max() > 5e-3
+    np.testing.assert_allclose(other.coarse, np.where(np.isnan(half), first.coarse, half), atol=2e-3)
 
 
 async def test_calls_may_overlap(models: Models) -> None:
@@ -189,10 +189,10 @@ INTERESTS = """
     input { name: "SCENARIO" data_type: TYPE_UINT8 dims: -1 }
     input { name: "ACTION" data_type: TYPE_UINT8 dims: -1 }
     input { name: "VALID" data_type: TYPE_UINT8 dims: -1 }
-    input { name: "KNOWN_COARSE" data_type: TYPE_FP32 dims: -1 }
+    input { name: "KNOWN_COARSE" data_type: TYPE_FP16 dims: -1 }
     output { name: "INTERESTS" data_type: TYPE_FP32 dims: [3, 4, 64] }
     output { name: "WEIGHTS" data_type: TYPE_FP32 dims: [3, 4] }
-    output { name: "COARSE" data_type: TYPE_FP32 dims: -1 }
+    output { name: "COARSE" data_type: TYPE_FP16 dims: -1 }
     parameters { key: "codebook_version" value { string_value: "7" } }
     parameters { key: "interests" value { string_value: "4" } }
 """

@@ -69,7 +69,7 @@ def histories(users: int, events: int, seed: int, code_bytes: int) -> Columns:
         "SCENARIO": rng.integers(0, len(SCENARIOS), (users, events), dtype=np.uint8),
         "ACTION": rng.integers(0, len(ACTIONS), (users, events), dtype=np.uint8),
         "VALID": valid,
-        "KNOWN_COARSE": np.full((users, 1), np.nan, np.float32),
+        "KNOWN_COARSE": np.full((users, 1), np.nan, np.float16),
     }
 
 

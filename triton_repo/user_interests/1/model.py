@@ -51,7 +51,8 @@ class TritonPythonModel:
         asked = join(histories).to(self.device)
         known = join_coarse(histories, self.tower.unknown(len(histories)))
         answer = self.tower.answer(self.tower.codebook.decode(asked.codes), asked, known)
-        return {name.upper(): column.cpu().numpy() for name, column in answer._asdict().items()}
+        columns = answer._replace(coarse=answer.coarse.half())._asdict()
+        return {name.upper(): column.cpu().numpy() for name, column in columns.items()}
 
 
 def _response(answer: Columns | BadRequestError) -> Any:
