@@ -1,8 +1,8 @@
 """Coarse interests as a worker has heard them last, of users whose history has grown by little since (HyMiRec's cache).
 
-The light branch reads the whole history, and of a long one that is most of what a refresh costs. What it said is given
-to the models again until `SHARE` of the history, or `events`, are new, or the `seconds` are over, or the models are
-another version. In memory: who takes over a partition has the models look again.
+The light branch reads the whole history, and of a long one (`LEAST`) that is most of what a refresh costs. What it said
+is given to the models again until `SHARE` of the history, or `events`, are new, or the `seconds` are over, or the models
+are another version. In memory: who takes over a partition has the models look again.
 """
 
 import time
@@ -15,7 +15,8 @@ import numpy as np
 from stream import history
 from stream.ports import Halves, Interests
 
-SHARE = 1 / 16  # of a history
+SHARE = 1 / 64  # of a history; what more costs in quality: tests/bench/INTERESTS.md
+LEAST = 256  # records; a shorter history costs little, and an event of it is worth more
 USERS = 20_000  # remembered: some 20 MB
 
 
@@ -56,7 +57,7 @@ class CoarseCache:
             self.model_version = answer.model_version
         reused = np.zeros(len(packed), bool) if known is None else ~np.isnan(known).any(axis=1)
         for (user, data), row, again in zip(packed.items(), answer.coarse, reused, strict=True):
-            if not again:
+            if not again and history.records_in(data) >= LEAST:
                 self._entries[user] = _Entry(history.version_of(data), self._clock(), row.copy())
                 self._entries.move_to_end(user)
         while len(self._entries) > self._users:
@@ -68,5 +69,4 @@ class CoarseCache:
         if entry is None or self._clock() - entry.heard > self._seconds:
             return None
         grown = (history.version_of(data) - entry.version + 1) // 2  # an event counts two
-        bound = min(self._events, SHARE * history.records_in(data))
-        return entry.coarse if 0 <= grown <= bound else None
+        return entry.coarse if 0 <= grown <= min(self._events, SHARE * history.records_in(data)) else None

@@ -96,7 +96,7 @@ class Settings(BaseSettings):
     coarse_events: int = Field(
         16,
         ge=0,
-        description="events, or a sixteenth of a history, after which all of it is read again; 0: always",
+        description="new events, or 1 in 64 of a long history, with which all of it is read again; 0: always",
     )
     coarse_hours: int = Field(24, ge=0, description="hours after which all of a history is read again")
     sweep_interval: float = Field(2.0, gt=0, description="seconds between two sweeps over the dirty sets in Redis")

@@ -25,7 +25,7 @@ from models.train import FEATURES
 from models.user_tower import UserTower
 
 LENGTHS = ((0, 50), (50, 200), (200, 1_024))  # events of a history: more than, at most
-POLICIES = ((0.0, 0), (1 / 16, 16), (1 / 8, 32), (1 / 4, 64), (1.0, 1_024))  # share, events
+POLICIES = ((0.0, 0), (1 / 64, 16), (1 / 32, 16), (1 / 16, 16), (1 / 4, 64), (1.0, 1_024))  # share, events
 TIMED = (32, 128, 512, 1_024)  # events
 USERS, ROUNDS = 64, 7
 
@@ -73,7 +73,7 @@ def main() -> None:
         asked = questions[(before > low) & (before <= high)]
         for share, most in POLICIES if len(asked) else ():
             figures = _figures(Stale(towers, share, most), data, asked, codes)
-            print(f"| {low + 1} to {high} | {len(asked)} | {share:.0%}, at most {most} | {figures} |", flush=True)
+            print(f"| {low + 1} to {high} | {len(asked)} | {share:.3f}, at most {most} | {figures} |", flush=True)
     print("", "| events | ms a user | coarse interests known |", "| --: | --: | --: |", sep="\n")
     for length in TIMED:
         fresh, known = _milliseconds(towers.users, length)

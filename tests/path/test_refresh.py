@@ -253,8 +253,8 @@ async def test_one_user_with_whom_a_model_fails_holds_the_others_up_no_longer_th
 async def test_a_long_history_that_grew_by_little_is_not_looked_at_again() -> None:
     rig = await Rig(coarse=CoarseCache(events=8, seconds=60)).provision()
     await rig.catalogue(item("a"))
-    for count in (200, 1, 1, 30):
-        first = int((await rig.history()).events_applied) if count < 200 else 0
+    for count in (300, 1, 1, 30):
+        first = int((await rig.history()).events_applied) if count < 300 else 0
         await rig.feed(*(event(n, "a") for n in range(first, first + count)), first=first)
         await rig.refresh()
     assert rig.stats.counts["coarse_computed"] == 2
@@ -277,10 +277,10 @@ async def test_models_that_are_swapped_are_not_given_what_others_made_of_a_histo
     models = Swapped()
     rig = await Rig(models=models, coarse=CoarseCache(events=8, seconds=60)).provision()
     await rig.catalogue(item("a"))
-    await rig.feed(*(event(n, "a") for n in range(200)))
+    await rig.feed(*(event(n, "a") for n in range(300)))
     await rig.refresh()
     models.version = "2"
-    await rig.feed(event(200, "a"), first=200)
+    await rig.feed(event(300, "a"), first=300)
     await rig.refresh()
     assert models.given == [False, True, False]
     assert rig.stats.counts["coarse_computed"] == 2
