@@ -1,8 +1,8 @@
 """Coarse interests as a worker has heard them last, of users whose history has grown by little since (HyMiRec's cache).
 
 The light branch reads the whole history, and of a long one (`LEAST`) that is most of what a refresh costs. What it said
-is given to the models again until `SHARE` of the history, or `events`, are new, or the `seconds` are over, or the models
-are another version. In memory: who takes over a partition has the models look again.
+is given to the models again until `SHARE` of the history or `events` are new, `seconds` are over, or the models are of
+another version. In memory: who takes over a partition has the models look again.
 """
 
 import time
