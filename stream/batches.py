@@ -151,14 +151,21 @@ def consume(app: BatchApp, topic: str, handle: Callable[[Batch], Awaitable[None]
                 continue
             try:
                 await handle(consumer.batch(event.message))
+            except asyncio.CancelledError:
+                _fail(app, RuntimeError(f"{topic}: the handler was cancelled"))  # Faust would begin another agent
+                raise
             except Exception as error:
-                if not app.failure.done():
-                    app.failure.set_exception(error)
+                _fail(app, error)
                 return
             event.ack()
             pulse.move()
 
     app.agent(app.topic(topic, schema=_Untouched()), name=topic)(agent)
+
+
+def _fail(app: BatchApp, error: Exception) -> None:
+    if not app.failure.done() and not app.should_stop:
+        app.failure.set_exception(error)
 
 
 async def run(app: BatchApp, main: Coroutine[Any, Any, T]) -> T:

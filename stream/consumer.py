@@ -88,6 +88,13 @@ class _Consumer(driver.Consumer):
     def _in_hand(self, tp: TP) -> int:
         raise NotImplementedError
 
+    async def on_partitions_revoked(self, revoked: set[TP]) -> None:
+        """Faust suspends the flow, but not where there was nothing to revoke: then it would read while it goes back to
+        what is committed of what comes next, and empty the agents' queues of that."""
+        self.stop_flow()
+        self.app.flow_control.suspend()
+        await super().on_partitions_revoked(revoked)  # and `wait_empty`
+
     async def wait_empty(self) -> None:
         """Let the batches in the agents' hands end, but not for ever, and commit."""
         deadline = self.loop.time() + DRAIN_SECONDS
@@ -126,8 +133,8 @@ class BatchConsumer(_Consumer):
             yield tp, self._deliver(tp, records)
 
     def resume_flow(self) -> None:
-        """Faust has gone back to what is committed and then emptied the agents' queues. Where it had not suspended the
-        flow, as in a worker that had no partitions, there was in them what has been read in between."""
+        """Faust has emptied the agents' queues. Should it have read anything since it went back to what is committed,
+        as when a rebalance follows another and the end of the first falls into the second, that is lost."""
         self._astray = True
         super().resume_flow()
 
@@ -193,7 +200,7 @@ class BatchConsumer(_Consumer):
         return self._ledgers[tp].committable
 
     async def on_partitions_revoked(self, revoked: set[TP]) -> None:
-        await super().on_partitions_revoked(revoked)  # stops the flow, then `wait_empty`
+        await super().on_partitions_revoked(revoked)
         self._ledgers.clear()  # all of them: what aiokafka tells may be the assignment before the last
 
     def _in_hand(self, tp: TP) -> int:

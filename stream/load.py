@@ -34,6 +34,9 @@ class Details:
             else:
                 row = (line.item.item_id, line.item.model_dump_json(exclude_none=True))
                 store.execute("INSERT OR REPLACE INTO items VALUES (?, ?)", row)
+        if self.bad and not store.execute("SELECT count(*) FROM items").fetchone()[0]:
+            store.close()
+            raise UserError(f"{self._path} has no item: see facetstream validate {self._path} --items")
         return self
 
     def __exit__(self, *_: object) -> None:

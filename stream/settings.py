@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -19,13 +20,16 @@ MASK = "********"
 OTHERS = ("FACETSTREAM_TEST_", "FACETSTREAM_REQUIRE")  # the tests' own
 
 Delivery = Literal["batch", "stock"]
+HOURS = 1_000_000  # a century
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
 class Settings(BaseSettings):
     """What a process is told from outside. Unset addresses mean the embedded default (see `stream.addresses`)."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore", env_ignore_empty=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, frozen=True, extra="ignore", env_ignore_empty=True, allow_inf_nan=False
+    )
 
     # Addresses. A part whose address is set is never embedded.
     kafka_url: str | None = Field(None, description="Kafka bootstrap servers, host:port[,host:port]")
@@ -67,10 +71,12 @@ class Settings(BaseSettings):
     # Log.
     partitions: int = Field(4, ge=1, le=4096, description="partitions of each event topic")
     replication: int = Field(1, ge=1, le=7, description="replicas of each topic, most of them in sync")
-    retention_hours: int = Field(168, ge=1, description="hours that Kafka keeps events and dead letters")
+    retention_hours: int = Field(168, ge=1, le=HOURS, description="hours that Kafka keeps events and dead letters")
     consumer_group: str = Field("facetstream", min_length=1, max_length=200, description="Kafka consumer group")
     max_event_bytes: int = Field(65_536, ge=1_024, le=1_000_000, description="bytes above which a record is refused")
-    lateness_hours: int = Field(720, ge=0, description="hours after which an event is refused as late; 0: never")
+    lateness_hours: int = Field(
+        720, ge=0, le=HOURS, description="hours after which an event is refused as late; 0: never"
+    )
     delivery: Delivery = Field("batch", description="how a worker reads: batch, or record by record as stock Faust")
     ingest_batch: int = Field(2_000, ge=1, le=100_000, description="records of one partition handled at once")
 
@@ -133,7 +139,7 @@ class Settings(BaseSettings):
     def _bootstrap(cls, value: str | None) -> str | None:
         for server in (value or "").split(",") if value is not None else ():
             host, _, port = server.strip().rpartition(":")
-            if not host or not port.isdigit() or "/" in host:
+            if not host or not _is_port(port) or "/" in host:
                 raise ValueError("write host:port[,host:port], without a scheme")
         return value
 
@@ -143,13 +149,13 @@ class Settings(BaseSettings):
         schemes = ("redis://", "rediss://", "redis+cluster://", "rediss+cluster://", "unix://")
         if value is not None and not value.startswith(schemes):
             raise ValueError("write redis://host:port, rediss://host:port or redis+cluster://host:port[,host:port]")
-        return value
+        return value if value and "," in value else _with_port(value)
 
     @field_validator("triton_url")
     @classmethod
     def _triton(cls, value: str | None) -> str | None:
         host, _, port = (value or "h:1").rpartition(":")
-        if not host or not port.isdigit() or "/" in host:
+        if not host or not _is_port(port) or "/" in host:
             raise ValueError("write host:port of the gRPC endpoint, without http://")
         return value
 
@@ -158,7 +164,19 @@ class Settings(BaseSettings):
     def _qdrant(cls, value: str | None) -> str | None:
         if value is not None and not value.startswith(("http://", "https://")):
             raise ValueError("write http://host:port or https://host:port")
-        return value
+        return _with_port(value)
+
+
+def _is_port(text: str) -> bool:
+    return text.isdigit() and 0 < int(text) < 65_536
+
+
+def _with_port(url: str | None) -> str | None:
+    try:
+        urlsplit(url or "").port  # noqa: B018  raises
+    except ValueError:  # what it says may hold a part of a password
+        raise ValueError("the port is none: 1 to 65535") from None
+    return url
 
 
 def variable(name: str) -> str:

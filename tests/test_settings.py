@@ -113,6 +113,25 @@ def test_masking(url: str, shown: str) -> None:
     assert masked(url) == shown
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("stall_seconds", "nan"),
+        ("sweep_interval", "inf"),
+        ("refresh_min_interval", "inf"),
+        ("kafka_url", "h:99999"),
+        ("triton_url", "127.0.0.1:99999"),
+        ("qdrant_url", "http://h:99999"),
+        ("redis_url", "redis://h:70000/0"),
+        ("retention_hours", "99999999999999999999"),
+    ],
+)
+def test_values_that_no_service_could_use_are_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(variable(name), value)
+    with pytest.raises(UserError, match=variable(name)):
+        load()
+
+
 @pytest.mark.parametrize("name", Settings.model_fields)
 def test_every_setting_is_documented(name: str) -> None:
     field = Settings.model_fields[name]

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import os
+import re
 import sys
 import sysconfig
 import urllib.request
@@ -22,9 +23,15 @@ SHARED_MEMORY = Path("/dev/shm")
 
 def check(settings: Settings) -> None:
     """Raise a `UserError` for what cannot work, before anything is started."""
-    _wheel()
-    _repository(settings)
+    wheel = _wheel()
+    repository = _repository(settings)
     _ports(settings)
+    for path, source in (
+        (settings.data_folder.resolve(), variable("data_folder")),
+        (repository, variable("model_repository")),
+        (wheel, "the Python environment"),
+    ):
+        _refuse_odd(path, source)
 
 
 def start(settings: Settings) -> Server:
@@ -53,6 +60,12 @@ def start(settings: Settings) -> Server:
     except UserError:
         clean(regions)
         raise
+
+
+def _refuse_odd(path: Path, source: str) -> None:
+    """tritonserver hands paths to a shell, and embeds a Python that reads them as ASCII."""
+    if not re.fullmatch("[!-~]+", str(path)):
+        raise UserError(f"{source}={path}: Triton needs a path of ASCII letters without spaces: use another folder")
 
 
 def region_prefix(folder: Path) -> str:

@@ -215,6 +215,13 @@ def test_a_repository_without_the_models_is_said(folder: Path, tmp_path: Path) -
         Stack(settings_in(folder, tmp_path / "empty", **others)).start()
 
 
+@pytest.mark.parametrize("name", ["a b", "dä"])
+def test_a_path_that_triton_cannot_use_is_said(folder: Path, echo_repository: Path, name: str) -> None:
+    others = {part: url for part, url in ELSEWHERE.items() if part != "triton_url"}
+    with pytest.raises(UserError, match=rf"FACETSTREAM_DATA_FOLDER=.*{name}: Triton needs a path of ASCII"):
+        Stack(settings_in(folder / name, echo_repository, **others)).start()
+
+
 def test_addresses_come_from_the_environment_first(folder: Path, tmp_path: Path) -> None:
     settings = settings_in(folder, tmp_path, **ELSEWHERE)
     assert addresses.find(settings) == Addresses(**{part[:-4]: url for part, url in ELSEWHERE.items()})

@@ -154,6 +154,24 @@ async def test_a_failing_handler_ends_the_app_and_its_batch_comes_again(
     assert handled + after.offsets[topic, 0] == list(range(count))
 
 
+@HOWEVER
+async def test_a_handler_that_is_cancelled_ends_the_app(
+    delivery: str, cluster: Cluster, settings: MakeSettings
+) -> None:
+    """Faust would go on behind what it had in hand."""
+    topic, config = cluster.topics[0], settings(delivery=delivery)
+    await cluster.producer.send_and_wait(topic, b"v", partition=0)
+
+    async def cancelled(_: Batch) -> None:
+        raise asyncio.CancelledError
+
+    app = application(config, cluster.address)
+    consume(app, topic, cancelled)
+    with pytest.raises(RuntimeError, match="the handler was cancelled"):
+        await run(app, asyncio.sleep(PATIENCE))
+    assert all(committed == 0 for committed, _ in (await cluster.offsets(config.consumer_group)).values())
+
+
 async def test_a_batch_under_way_when_the_app_stops_is_not_committed(
     cluster: Cluster, settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -125,19 +125,20 @@ async def test_what_is_not_finished_in_time_is_abandoned_without_a_commit(
     assert Counter(first.done + second.done) == Counter([*places, *places])  # late, which counts for nothing; and anew
 
 
+@pytest.mark.parametrize("delivery", ["batch", "stock"])
 async def test_a_worker_that_had_nothing_takes_over_in_order(
-    lone_partition: Cluster, settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+    delivery: str, lone_partition: Cluster, settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Faust does not suspend it, reads while it goes back to what is committed, and then empties the agents' queues."""
     seek = consumer._Thread.seek_to_committed
 
     async def slowly(thread: consumer._Thread) -> Any:
         found = await seek(thread)
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(1.2)
         return found
 
     monkeypatch.setattr(consumer._Thread, "seek_to_committed", slowly)
-    config, (topic,), count = settings(ingest_batch=10), lone_partition.topics, 100
+    config, (topic,), count = settings(ingest_batch=10, delivery=delivery), lone_partition.topics, 100
     go, left, first, second = asyncio.Event(), asyncio.Event(), list[int](), list[int]()
 
     def member(handled: list[int], until: Callable[[], Any]) -> BatchApp:
@@ -149,7 +150,7 @@ async def test_a_worker_that_had_nothing_takes_over_in_order(
         consume(app, topic, handle)
         return app
 
-    leaver, heir = member(first, go.wait), member(second, lambda: asyncio.sleep(0.7))
+    leaver, heir = member(first, go.wait), member(second, lambda: asyncio.sleep(0.7 if delivery == "batch" else 0.05))
 
     async def story() -> None:
         await until(lambda: leaver.consumer.assignment() and heir.consumer.can_resume_flow.is_set())

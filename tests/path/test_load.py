@@ -193,6 +193,15 @@ async def test_a_checkpoint_that_is_not_there_is_a_mistake(tmp_path: Path) -> No
         catalogue_size(tmp_path)
 
 
+def test_a_file_without_any_item_is_a_mistake(tmp_path: Path) -> None:
+    (tmp_path / "events.jsonl").write_text('{"event_id": "e"}\n{"event_id": "f"}\n')
+    with (
+        pytest.raises(UserError, match=r"events\.jsonl has no item: see facetstream validate"),
+        Details(tmp_path / "events.jsonl"),
+    ):
+        pass
+
+
 async def test_another_codebook_served_is_refused(tmp_path: Path) -> None:
     rig = await Rig().provision()
     await write(tmp_path)
