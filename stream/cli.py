@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 failed or found something bad, 2 a user's mistake, 130 int
 stderr; `facetstream --debug COMMAND` shows the stack trace.
 """
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -100,6 +101,8 @@ def _explain(error: Exception) -> int:
             text, code = str(error), 2
         case Transient() | Permanent():
             text, code = str(error), 1
+        case OSError(errno=errno.EROFS | errno.ENOSPC | errno.EDQUOT | errno.EACCES):
+            text, code = f"{error.filename or 'a file'} cannot be written: {error.strerror}", 2
         case _:
             text = f"{type(error).__name__}: {error} (facetstream --debug shows where)"
             code = 1

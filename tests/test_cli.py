@@ -1,5 +1,6 @@
 """The command line: exit codes, one sentence per error, no stack trace unless asked for."""
 
+import errno
 import json
 import os
 import socket
@@ -43,6 +44,11 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
             ZeroDivisionError("by zero"),
             1,
             "facetstream: ZeroDivisionError: by zero (facetstream --debug shows where)\n",
+        ),
+        (
+            OSError(errno.EROFS, "Read-only file system", "out/ck"),
+            2,
+            "facetstream: out/ck cannot be written: Read-only file system\n",
         ),
         (KeyboardInterrupt(), 130, ""),
     ],
