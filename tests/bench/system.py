@@ -110,7 +110,7 @@ async def ingest(services: Services, opened: Stores, wanted: Settings, queue: Di
         histories=opened.histories,
         items=items,
         log=Silence(),
-        queue=queue or DirtyQueue(),
+        queue=DirtyQueue() if queue is None else queue,
         stats=Stats(),
         admission=Admission(wanted.max_event_bytes, lateness_hours=0),  # synthetic events are of a fixed month
         registry=services.registry,
