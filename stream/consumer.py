@@ -173,8 +173,8 @@ class BatchConsumer(_Consumer):
         return True
 
     def due(self, message: ConsumerMessage) -> bool:
-        """Not when it will be delivered again; if one before it has been lost on the
-        way, both are from now on: applied out of order, its marks would have the other taken for a redelivery."""
+        """Not when it will be delivered again. If one before it has been lost on the way, both will be: applied out of
+        order, its marks would have the other taken for a redelivery."""
         ledger = self._ledgers[message.tp]
         due = ledger.first is message.value
         self._astray |= not due and message.value in ledger
@@ -219,7 +219,9 @@ class StockConsumer(_Consumer):
         return True
 
     def _in_hand(self, tp: TP) -> int:
-        return sum(message.tp == tp for message in self._unacked_messages)
+        """Those read and not committed; Faust counts none before an agent has it."""
+        read, committed = self._read_offset.get(tp), self._committed_offset.get(tp)
+        return 0 if read is None else max(0, read + 1 - (committed or 0))
 
 
 def transport(app: faust.App, delivery: Delivery) -> driver.Transport:

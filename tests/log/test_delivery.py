@@ -155,6 +155,35 @@ async def test_a_failing_handler_ends_the_app_and_its_batch_comes_again(
 
 
 @HOWEVER
+async def test_the_lag_counts_what_waits_anywhere(delivery: str, cluster: Cluster, settings: MakeSettings) -> None:
+    topic, config, count = cluster.topics[0], settings(delivery=delivery, ingest_batch=10), 50
+    for i in range(count):
+        await cluster.producer.send(topic, b"%d" % i, partition=0)
+    await cluster.producer.flush()
+    go = asyncio.Event()
+
+    async def held(_: Batch) -> None:
+        await go.wait()
+
+    app = application(config, cluster.address)
+    consume(app, topic, held)
+
+    async def until_lag(wanted: int) -> None:
+        async with asyncio.timeout(PATIENCE):
+            while sum(app.lag().values()) != wanted:  # noqa: ASYNC110  nobody tells
+                await asyncio.sleep(0.1)
+
+    async def story() -> None:
+        await until_lag(count)
+        await asyncio.sleep(1.0)
+        await until_lag(count)
+        go.set()
+        await until_lag(0)
+
+    await run(app, story())
+
+
+@HOWEVER
 async def test_a_handler_that_is_cancelled_ends_the_app(
     delivery: str, cluster: Cluster, settings: MakeSettings
 ) -> None:
