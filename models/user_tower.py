@@ -113,11 +113,11 @@ class UserTower(nn.Module):
         items = items.gather(1, _order(histories.valid)[..., None].expand_as(items))
         histories = histories.compact()
         items, cuts = items[:, : histories.valid.shape[1]], histories.valid.sum(dim=1, keepdim=True)
-        todo = coarse.isnan().any(dim=1)
-        if self.config.light_dim and todo.any():
-            first = items[todo, :, : self.config.light_dim]
-            light, weights, _ = self._look(first, histories.rows(todo), cuts[todo])
-            coarse = coarse.index_put((todo,), torch.cat([light, weights[..., None]], dim=-1).flatten(1))
+        unseen = coarse.isnan().any(dim=1)
+        if self.config.light_dim and unseen.any():
+            first = items[unseen, :, : self.config.light_dim]
+            light, weights, _ = self._look(first, histories.rows(unseen), cuts[unseen])
+            coarse = coarse.index_put((unseen,), torch.cat([light, weights[..., None]], dim=-1).flatten(1))
         shape = (1, len(self.config.scenarios), self.config.interests)
         light, logits = coarse.unflatten(1, (*shape, -1)).split([self.config.light_dim, 1], dim=-1)
         weights, refined = logits[..., 0], light[..., :0]
