@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
+from stream.adapters import redis as adapter
 from stream.adapters.redis import RedisHistories, RedisItems, connect
 from stream.breaker import Breaker, guarded
 from stream.embedded import redis as embedded
 from stream.embedded.process import Server
+from stream.errors import Transient
 from stream.history import decode
 from stream.settings import Settings
 from tests.path.rig import Rig, event
@@ -56,6 +58,22 @@ async def redis(embedded_settings: Settings, tmp_path: Path) -> AsyncIterator[Re
     yield made
     await made.client.aclose()
     made.server.stop()
+
+
+@pytest.mark.parametrize(("size", "where"), [(1, "reading from"), (32 * 2**20, "writing to")])  # more than sockets hold
+async def test_a_redis_that_does_not_move_is_given_up(redis: Redis, size: int, where: str) -> None:
+    def calls(value: bytes) -> Callable[[Any], object]:
+        return lambda pipeline: [pipeline.set("key", value) for _ in range(3)]
+
+    await adapter._pipelined(redis.client, calls(b"before"))
+    thaw = redis.freeze()
+    try:
+        async with asyncio.timeout(PATIENCE):
+            with pytest.raises(Transient, match=f"Timeout {where}"):
+                await adapter._pipelined(redis.client, calls(bytes(size)))
+    finally:
+        thaw()
+    await adapter._pipelined(redis.client, calls(b"after"))
 
 
 @pytest.mark.parametrize("outage", [Redis.freeze, Redis.kill])
