@@ -5,6 +5,8 @@ from typing import Any, Literal, get_args, get_origin
 
 from models.errors import BadInput
 
+CODE_BITS = 32  # of a history record, at most
+MOST_THREADS = 1_024
 Kind = Literal["text", "id", "both", "none"]
 
 
@@ -131,5 +133,12 @@ def _refuse(config: Training) -> None:
     for name, heads in (("width", config.heads), ("llm_hidden", config.llm_heads)):
         if (size := getattr(config, name)) % (2 * heads):
             raise BadInput(f"{name}={size}: its {heads} heads need a multiple of {2 * heads} for rotary positions")
+    if config.threads > MOST_THREADS:
+        raise BadInput(f"threads={config.threads}: at most {MOST_THREADS}")
+    if config.codewords & (config.codewords - 1) or config.codewords < 2:
+        raise BadInput(f"codewords={config.codewords}: must be a power of two, as 256 or 4096")
+    bits = config.levels * (config.codewords.bit_length() - 1 + config.scale_bits)
+    if bits > CODE_BITS:
+        raise BadInput(f"levels, codewords and scale_bits make codes of {bits} bits; a record has {CODE_BITS}")
     if config.length < 2:
         raise BadInput(f"length={config.length}: a stretch needs two events")

@@ -8,7 +8,7 @@ from accelerate import PartialState
 
 from models import benchmark, checkpoint, dataset, evaluate, splits
 from models.config import Training
-from models.dataset import Behaviour
+from models.dataset import Behaviour, Ints
 from models.errors import BadInput
 from models.train import FEATURES, WATCHED, train
 
@@ -27,22 +27,23 @@ def train_on(folder: Path, out: Path, config: Training, start: Path) -> dict[str
     try:
         figures = train(folder, trial, config, start)
         data = dataset.read(folder)
-        before, after = (_newest_hour(path, data, config, trial / FEATURES) for path in (start, trial))
+        questions = splits.newest_hours(data).test
+        before, after = (_answered(questions, path, data, config, trial / FEATURES) for path in (start, trial))
         processes.wait_for_everyone()
         if after < before:
             raise BadInput(
-                f"{WATCHED} on the newest hour of {folder} would fall from {before:.4f} to {after:.4f}: nothing was "
-                f"kept; keep serving {start}, or train anew on more events"
+                f"{WATCHED} on the {len(questions):,} questions of the newest hour of {folder} would fall from "
+                f"{before:.4f} to {after:.4f}: nothing was kept; keep serving {start}, or train anew on more events"
             )
         if processes.is_main_process:
             trial.replace(out)
     finally:
         if processes.is_main_process:
             shutil.rmtree(trial, ignore_errors=True)
-    return figures | {f"{WATCHED}, newest hour, before": before, f"{WATCHED}, newest hour": after}
+    newest = {f"{WATCHED}, newest hour, before": before, f"{WATCHED}, newest hour": after}
+    return figures | newest | {"questions of the newest hour": len(questions)}
 
 
-def _newest_hour(trained: Path, data: Behaviour, config: Training, cache: Path) -> float:
+def _answered(questions: Ints, trained: Path, data: Behaviour, config: Training, cache: Path) -> float:
     towers, codes = benchmark.opened(trained, data, config, cache)
-    questions = splits.newest_hours(data).test
     return evaluate.watched(towers, data, questions, codes, config.length)[WATCHED]

@@ -153,8 +153,6 @@ def user_tower(data: Behaviour, split: Split, config: Training) -> UserTower:
         config.codebook_version or 1,
         config.seed,
     ).for_items(len(data.texts))
-    if book.code_bytes > 4:
-        raise BadInput(f"levels, codewords and scale_bits make codes of {book.code_bytes} bytes; a record has 4")
     if book.codewords > len(data.texts):
         raise BadInput("the dataset has a single item; a codebook needs at least two")
     llm = causal_llm(config.llm) if config.llm and llm_dim else None

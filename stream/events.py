@@ -16,7 +16,9 @@ from pydantic import (
     FiniteFloat,
     TypeAdapter,
     ValidationError,
+    ValidatorFunctionWrapHandler,
     WithJsonSchema,
+    WrapValidator,
     model_validator,
 )
 
@@ -58,6 +60,16 @@ def _bounded(limit: int) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _attribute(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    """Else pydantic would say of anything that is none of the types that it is no string, the first of them."""
+    try:
+        return handler(value)
+    except ValidationError:
+        if isinstance(value, str):
+            raise
+        raise ValueError("must be a string, a finite number, true or false") from None
+
+
 def _not_blank(value: str) -> str:
     if not value.strip():
         raise ValueError("must not be blank")
@@ -75,6 +87,7 @@ Name = Annotated[str, _bounded(NAME_BYTES), _described(NAME_BYTES, minLength=1)]
 Prose = Annotated[str, _bounded(TEXT_BYTES), _described(TEXT_BYTES)]
 Query = Annotated[str, AfterValidator(_not_blank), _bounded(QUERY_BYTES), _described(QUERY_BYTES, minLength=1)]
 Integer = Annotated[int, Field(ge=-(2**63), lt=2**63)]  # what Qdrant stores
+Attribute = Annotated[Label | Integer | FiniteFloat | bool, WrapValidator(_attribute)]
 Milliseconds = Annotated[  # `parse_event`, which knows when it was produced, checks the bounds
     int, Field(strict=True), WithJsonSchema({"type": "integer", "minimum": OLDEST_MS})
 ]
@@ -133,7 +146,7 @@ class Item(_Record):
     title: Prose = Field(default="", description="shown to people, read by the model")
     text: Prose = Field(default="", description="anything else the model should read")
     category: Label | None = Field(default=None, description="filterable in Qdrant")
-    attributes: dict[Name, Label | Integer | FiniteFloat | bool] = Field(
+    attributes: dict[Name, Attribute] = Field(
         default_factory=dict, max_length=32, description="flat, filterable in Qdrant"
     )
 

@@ -26,6 +26,8 @@ def head_starts(text: str) -> dict[int, float]:
         name, _, seconds = (word.strip() for word in part.partition("="))
         if name not in SCENARIOS:
             raise ValueError(f"there is no scenario {name!r}, write {'=…,'.join(SCENARIOS)}=… in seconds")
+        if SCENARIOS.index(name) in found:
+            raise ValueError(f"{name} is named twice")
         try:
             found[SCENARIOS.index(name)] = float(seconds)
         except ValueError:

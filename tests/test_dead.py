@@ -65,7 +65,7 @@ class Desk:
 
     def counts(self) -> dict[str, int]:
         """Of all letters there are, by state."""
-        words = self("list").decode().splitlines()[-1].replace(",", "").replace(":", "").split()
+        words = self("list").decode().splitlines()[-1].replace(",", "").replace(" on the topic:", "").split()
         return {state: int(count) for count, state in zip(words[::2], words[1::2], strict=True)}
 
     def refuse(self, *values: bytes | None, reason: str = "ts: bad", topic: str = "events.feed") -> None:
@@ -201,7 +201,7 @@ def test_originals_go_back_as_they_were(desk: Desk) -> None:
         desk.refuse(*values, topic=topic)
     before = desk.counts()
     told = desk("replay", "--yes").decode()
-    assert told.startswith(f"16 replayed, 0 refused; {before['letters']:,} letters: 0 open")
+    assert told.startswith(f"16 replayed, 0 refused; {before['letters']:,} letters on the topic: 0 open")
     found = desk.sent_back()
     assert {topic: [v for t, v in found if t == topic] for topic, _ in found} == dict.fromkeys(
         (*EVENT_TOPICS.values(), ITEMS), values

@@ -1,6 +1,7 @@
 """Every limit of events and items, from both sides; and nothing but `Permanent` ever comes out."""
 
 import json
+import math
 import time
 from contextlib import suppress
 from typing import Any
@@ -146,6 +147,20 @@ def test_items() -> None:
 def test_items_beyond_the_limits(wrong: dict[str, Any]) -> None:
     with pytest.raises(Permanent, match=next(iter(wrong)) if "title" not in wrong else "title|text"):
         item(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("value", "what"),
+    [
+        (math.nan, "a string, a finite number"),
+        ([1], "a string, a finite number"),
+        (None, "a string"),
+        ("v" * 257, "at most 256"),
+    ],
+)
+def test_what_is_no_attribute_is_told_all_that_is_one(value: Any, what: str) -> None:
+    with pytest.raises(Permanent, match=rf"attributes\.k: must be {what}"):
+        item(attributes={"k": value})
 
 
 @pytest.mark.parametrize(

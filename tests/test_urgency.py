@@ -25,6 +25,7 @@ def test_head_starts_as_they_are_written() -> None:
     [
         ("radio=1", "there is no scenario 'radio'"),
         ("search", "'search' does not end in seconds, write search=0.5"),
+        ("feed=1,search=0,feed=2", "feed is named twice"),
         ("feed=-1", "'feed=-1' does not end in seconds"),
         ("feed=nan", "'feed=nan' does not end in seconds"),
         ("feed=inf", "'feed=inf' does not end in seconds"),

@@ -1,5 +1,7 @@
 """`facetstream train`: a dataset folder becomes a checkpoint."""
 
+import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import click
@@ -27,14 +29,15 @@ def command(data: Path, out: Path, preset: str, settings: tuple[str, ...], seed:
     stay what they are, so that all that is stored can still be read, and the new checkpoint is kept only if it answers
     the newest hour of --data no worse than the old one.
     """
-    if resume:
-        from models import checkpoint, continual
+    config = configured(preset, settings, seed=seed)
+    from models import checkpoint, continual, train
+    from models.files import held
 
-        config = configured(preset, settings, checkpoint.config(resume), seed=seed)
-        figures = continual.train_on(data, out, config, resume)
-    else:
-        config = configured(preset, settings, seed=seed)
-        from models.train import train
-
-        figures = train(data, out, config)
-    click.echo(f"{out}: " + ", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun has started
+    with held(out.resolve()) if first else nullcontext():
+        if resume:
+            config = configured(preset, settings, checkpoint.config(resume), seed=seed)
+            figures = continual.train_on(data, out, config, resume)
+        else:
+            figures = train.train(data, out, config)
+    click.echo(f"{out}: " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))

@@ -197,7 +197,7 @@ def _report(letters: DeadLetters, outcome: Outcome, done: Settled) -> None:
 
 def _totals(counts: Counter[str]) -> str:
     states = ", ".join(f"{counts[state]:,} {state}" for state in (OPEN, *Outcome))
-    return f"{counts.total():,} letters: {states}"
+    return f"{counts.total():,} letters on the topic: {states}"
 
 
 def _plain(letter: Letter, state: str) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def test_a_folder_that_is_no_dataset(
         (
             [row(u, "xyz"[ts % 3], ts) for u in "abc" for ts in range(9)],
             {"levels": 5, "scale_bits": 6},
-            "a record has 4",
+            "a record has 32",
         ),
     ],
 )

@@ -39,7 +39,7 @@ def test_what_is_stored_can_still_be_read(
     served: Path, fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     figures, epochs, usual = iter([0.1, 0.2]), count(), train.Run.validate
-    monkeypatch.setattr(continual, "_newest_hour", lambda *_: next(figures))
+    monkeypatch.setattr(continual, "_answered", lambda *_: next(figures))
     monkeypatch.setattr(train.Run, "validate", lambda run: usual(run) | {WATCHED: next(epochs)})  # each the best so far
     before = {path: path.read_bytes() for path in served.rglob("*") if path.is_file()}
     assert run(fresh, tmp_path / "new", served, "--set", "rate=0.01") == 0
@@ -68,6 +68,7 @@ def test_one_that_is_no_worse_is_kept_by_its_figures_on_the_newest_hour(
     config = tiny(rate=0.0, interests=3)
     figures = continual.train_on(fresh, tmp_path / "new", config, served)
     assert figures[f"{WATCHED}, newest hour"] == figures[f"{WATCHED}, newest hour, before"]
+    assert figures["questions of the newest hour"] > 0
     assert (tmp_path / "new" / checkpoint.TRAINING).exists()
 
 
@@ -75,7 +76,7 @@ def test_a_worse_one_is_refused_and_nothing_is_left(
     served: Path, fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     figures = iter([0.5, 0.4])
-    monkeypatch.setattr(continual, "_newest_hour", lambda *_: next(figures))
+    monkeypatch.setattr(continual, "_answered", lambda *_: next(figures))
     assert run(fresh, tmp_path / "new", served) == 2
     error = capsys.readouterr().err
     assert "would fall from 0.5000 to 0.4000: nothing was kept; keep serving" in error

@@ -22,6 +22,7 @@ from models import benchmark, checkpoint, dataset, evaluate, splits, train
 from models.config import PRESETS, Training
 from models.contract import SCENARIOS
 from models.errors import BadInput
+from models.files import held
 from models.tiny import llama_config, train_tokenizer
 from tests.models import descent, populations
 from tests.models.populations import as_settings, tiny
@@ -177,6 +178,18 @@ def test_a_killed_process_goes_on(bare: Path, tmp_path: Path) -> None:
     for out in ("killed", "unbroken"):
         train.train(bare, tmp_path / out, tiny(epochs=8, code_epochs=2))
     must_be_same(tmp_path / "killed", tmp_path / "unbroken")
+
+
+def test_two_processes_do_not_write_one_checkpoint(bare: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", SCRIPT, "train", "--data", str(bare), "--out", str(out), *as_settings()]
+    with held(out):
+        refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert f"{out} is being written by another process" in refused.stderr
+    assert not list(tmp_path.iterdir())
+    assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_an_unfinished_run_wants_its_own_settings_and_data_and_a_finished_one_none(
