@@ -29,6 +29,9 @@ from stream.stores import Dirty, Histories, Items
 
 CHUNK = 256  # items encoded and stored at once
 BUDGET = 10.0  # seconds of failures after which the items may be to blame, and not the models
+STRIKES = (
+    3  # failures in a row, the models answering after each: one alone is also what the end of an outage looks like
+)
 Parsed = tuple[Record, Item]
 logger = logging.getLogger(__name__)
 
@@ -142,13 +145,16 @@ class Catalog:
     async def _encode(self, items: Sequence[Item]) -> Encoded:
         """Waits while the models are away. `Permanent` when they go on failing with these, and answer for others."""
         texts, ids = [item.content for item in items], [item.item_id for item in items]
-        patience = time.monotonic() + self._budget
+        patience, strikes = time.monotonic() + self._budget, 0
 
         async def attempt() -> Encoded:
+            nonlocal strikes
             try:
                 return await self._models.encode(texts, ids)
             except Transient as error:
-                if time.monotonic() < patience or not await self._answering():
+                if time.monotonic() >= patience:
+                    strikes = strikes + 1 if await self._answering() else 0
+                if strikes < STRIKES:
                     raise
                 raise Permanent(f"for {self._budget:g} s, and not with another text: {error}") from error
 

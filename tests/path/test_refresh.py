@@ -345,6 +345,23 @@ async def test_an_item_with_which_a_model_fails_again_and_again_is_given_up_but_
     assert (await rig.vectors.stats()).items == 2
 
 
+async def test_an_item_is_not_given_up_for_an_outage_that_ends_behind_its_last_failure() -> None:
+    class Recovering(MemoryModels):
+        """Away when the item comes, there when another text is tried."""
+
+        async def encode(self, texts: Sequence[str], item_ids: Sequence[str] | None = None) -> Encoded:
+            outage.append(texts == ["?"])
+            if sum(outage) < 2 and texts != ["?"]:
+                raise Transient("Triton: connection refused")
+            return await super().encode(texts, item_ids)
+
+    outage: list[bool] = []
+    rig = await Rig(models=Recovering(), catalogue_budget=0.1).provision()
+    await rig.catalogue(item("a"))
+    assert rig.log.letters == []
+    assert (await rig.vectors.stats()).items == 1
+
+
 async def test_settling_an_older_version_keeps_the_mark() -> None:
     histories = MemoryHistories(4, 1)
     rig = await Rig(histories=histories).provision()
