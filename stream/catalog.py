@@ -29,9 +29,7 @@ from stream.stores import Dirty, Histories, Items
 
 CHUNK = 256  # items encoded and stored at once
 BUDGET = 10.0  # seconds of failures after which the items may be to blame, and not the models
-STRIKES = (
-    3  # failures in a row, the models answering after each: one alone is also what the end of an outage looks like
-)
+STRIKES = 3  # failures in a row, the models answering after each: after one alone an outage may just have ended
 Parsed = tuple[Record, Item]
 logger = logging.getLogger(__name__)
 

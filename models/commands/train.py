@@ -29,15 +29,14 @@ def command(data: Path, out: Path, preset: str, settings: tuple[str, ...], seed:
     stay what they are, so that all that is stored can still be read, and the new checkpoint is kept only if it answers
     the newest hour of --data no worse than the old one.
     """
-    config = configured(preset, settings, seed=seed)
+    if not resume:
+        config = configured(preset, settings, seed=seed)  # refused before torch is loaded
     from models import checkpoint, continual, train
     from models.files import held
 
+    if resume:
+        config = configured(preset, settings, checkpoint.config(resume), seed=seed)
     first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun has started
     with held(out.resolve()) if first else nullcontext():
-        if resume:
-            config = configured(preset, settings, checkpoint.config(resume), seed=seed)
-            figures = continual.train_on(data, out, config, resume)
-        else:
-            figures = train.train(data, out, config)
+        figures = continual.train_on(data, out, config, resume) if resume else train.train(data, out, config)
     click.echo(f"{out}: " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))

@@ -62,6 +62,12 @@ def test_what_is_stored_can_still_be_read(
     assert (config.interests, config.dim, config.split, config.rate) == (3, 8, "newest-hours", 0.01)
 
 
+def test_settings_are_judged_beside_those_of_the_checkpoint(served: Path, fresh: Path, tmp_path: Path) -> None:
+    """12 is no multiple of what the default's four heads need, but of what the two of the checkpoint do."""
+    assert checkpoint.config(served).llm_heads == 2
+    assert run(fresh, tmp_path / "new", served, "--set", "llm_hidden=12", "--set", "rate=0") == 0
+
+
 def test_one_that_is_no_worse_is_kept_by_its_figures_on_the_newest_hour(
     served: Path, fresh: Path, tmp_path: Path
 ) -> None:
