@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from redis.asyncio import Redis
 
-from stream.adapters import qdrant, qdrant_probe, redis, redis_probe, triton_probe
+from stream.adapters import qdrant, qdrant_probe, redis_connection, redis_probe, triton_probe
 from stream.adapters.kafka import KafkaLog
 from stream.adapters.kafka import Producer as Producer
 from stream.adapters.kafka_probe import KafkaProbe
@@ -44,7 +44,7 @@ class Stores:
 @asynccontextmanager
 async def connect(settings: Settings, addresses: Addresses) -> AsyncIterator[Services]:
     """Closed on leaving."""
-    client = redis.connect(addresses.redis, settings)
+    client = redis_connection.connect(addresses.redis, settings)
     models = TritonModels(addresses.triton, settings.triton_timeout)
     vectors = qdrant.connect(addresses.qdrant, settings)
     try:

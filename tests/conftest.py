@@ -18,7 +18,7 @@ import pytest
 import redis
 from redis.asyncio import Redis
 
-from stream.adapters.redis import connect
+from stream.adapters.redis_connection import connect
 from stream.embedded.process import Server
 from stream.errors import UserError
 from stream.settings import Settings, load

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stream import cli
-from stream.adapters import redis as redis_adapter
+from stream.adapters import redis_connection
 from stream.adapters.memory_stores import MemoryHistories
 from stream.adapters.redis import RedisRegistry, history_key
 from stream.digest import Digest, digest
@@ -86,7 +86,7 @@ def test_the_command_sees_one_byte(
 
 
 async def fill(url: str, packed: dict[str, bytes]) -> None:
-    client = redis_adapter.connect(url, load())
+    client = redis_connection.connect(url, load())
     await RedisRegistry(client).put_codebook(Codebook(1, 4, b"file"))
     for user, data in packed.items():
         await client.set(history_key(user), data)

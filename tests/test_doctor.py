@@ -22,7 +22,7 @@ from confluent_kafka.admin import (
 from qdrant_client import QdrantClient
 
 from stream import cli, doctor
-from stream.adapters import redis as redis_adapter
+from stream.adapters import redis_connection
 from stream.adapters.kafka_admin import provision_topics
 from stream.adapters.qdrant import connect as connect_qdrant
 from stream.adapters.redis import RedisRegistry
@@ -167,7 +167,7 @@ def test_a_redis_that_is_well_lacks_only_the_codebook_and_a_worker(examine: Exam
 
 
 async def _provision_redis(url: str) -> None:
-    client = redis_adapter.connect(url, load())
+    client = redis_connection.connect(url, load())
     await RedisRegistry(client).put_codebook(Codebook(1, 3, b"file"))
     await RedisRegistry(client).beat("w", 60.0)
     await client.aclose()
@@ -434,7 +434,7 @@ def test_models_and_collections_of_another_shape(
 
 def test_models_of_another_codebook_than_redis(examine: Examine, triton_url: str, server: Server) -> None:
     async def other() -> None:
-        client = redis_adapter.connect(server.address, load())
+        client = redis_connection.connect(server.address, load())
         await RedisRegistry(client).put_codebook(Codebook(9, 3, b"file"))
         await client.aclose()
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from stream.adapters.redis import guarded, nodes, raised
 from stream.adapters.redis_cluster import Cluster
+from stream.adapters.redis_connection import guarded, nodes, raised
 from stream.errors import Permanent
 from stream.events import AHEAD_MS
 from stream.findings import Check, Doubt

@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -30,7 +31,7 @@ def main(lock: str, grace: str, *command: str) -> int:
     hold(lock)
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
     wake = _wake_on(signal.SIGCHLD, signal.SIGTERM)
-    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0, preexec_fn=_die_with_guard)
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0, preexec_fn=_die_with(os.getpid()))
     watch(child, parent, wake)
     stop(child, float(grace))
     return child.wait()
@@ -83,8 +84,13 @@ def _wake_on(*signals: signal.Signals) -> int:
     return reader
 
 
-def _die_with_guard() -> None:
-    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+def _die_with(guard: int) -> Callable[[], None]:
+    def arm() -> None:
+        _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != guard:  # it died before the kernel was told
+            os._exit(1)
+
+    return arm
 
 
 def _prctl(option: int, value: int) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 from redis import Redis
 
 from stream import addresses, settings
-from stream.adapters.redis import script
+from stream.adapters.redis_connection import script
 from stream.admission import Admission
 from stream.commands.worker import YOUNG
 from stream.history import Source

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from stream.adapters.kafka_admin import admin_client
-from stream.adapters.redis import nodes
+from stream.adapters.redis_connection import nodes
 from stream.addresses import Addresses
 from stream.services import connect, stores
 from stream.settings import load

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stream.adapters import redis as redis_adapter
+from stream.adapters import redis_connection
 from stream.adapters.memory_stores import MemoryHistories
 from stream.adapters.redis import RedisHistories
 from stream.embedded.process import port_for, spawn
@@ -251,7 +252,7 @@ def test_the_scripts_and_the_model_agree_on_every_byte(redis_db: str, stream: li
         return [*seen, await store.settle([Refreshed("u", 9, 77, 0)]), await store.dirty([shard("u")], 5)]
 
     async def on_redis() -> list[Any]:
-        client = redis_adapter.connect(redis_db, load())
+        client = redis_connection.connect(redis_db, load())
         await client.flushdb()
         store = RedisHistories(client, code_bytes=CODE_BYTES, codebook_version=CODEBOOK, length=LENGTH, window=WINDOW)
         try:
@@ -276,7 +277,7 @@ def test_any_cut_and_interleaving_of_the_topics_gives_the_same_bytes(stream: lis
 
 
 async def test_scripts_lost_in_a_failover_are_loaded_again(redis_db: str) -> None:
-    client = redis_adapter.connect(redis_db, load())
+    client = redis_connection.connect(redis_db, load())
     store = RedisHistories(client, code_bytes=CODE_BYTES, codebook_version=CODEBOOK, length=LENGTH, window=WINDOW)
     await store.append([append(entry(1, record(1)))])
     await client.script_flush()
@@ -286,7 +287,7 @@ async def test_scripts_lost_in_a_failover_are_loaded_again(redis_db: str) -> Non
 
 
 async def test_a_redis_that_is_away_is_transient() -> None:
-    client = redis_adapter.connect("redis://127.0.0.1:1", load())
+    client = redis_connection.connect("redis://127.0.0.1:1", load())
     store = RedisHistories(client, code_bytes=CODE_BYTES, codebook_version=CODEBOOK, length=LENGTH, window=WINDOW)
     with pytest.raises(Transient, match="Redis"):
         await store.append([append(entry(1, record(1)))])
@@ -330,7 +331,7 @@ class _Full:
 
 
 async def test_a_full_redis_is_transient_and_loses_nothing(redis_db: str) -> None:
-    client = redis_adapter.connect(redis_db, load())
+    client = redis_connection.connect(redis_db, load())
     store = RedisHistories(client, code_bytes=CODE_BYTES, codebook_version=CODEBOOK, length=LENGTH, window=WINDOW)
     async with _Full(client):
         with pytest.raises(Transient, match="maxmemory"):
@@ -348,7 +349,7 @@ async def test_a_redis_that_is_loading_is_waited_for(tmp_path: Path) -> None:
     options = {"port": port, "dir": tmp_path, "appendonly": "yes", "save": "", "key-load-delay": delay_us}
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     server = spawn("Redis", f"redis://127.0.0.1:{port}", tmp_path, [executable(), *words])
-    client = redis_adapter.connect(server.address, load())
+    client = redis_connection.connect(server.address, load())
     store = RedisHistories(client, code_bytes=CODE_BYTES, codebook_version=CODEBOOK, length=LENGTH, window=WINDOW)
     heard = []
 
@@ -369,7 +370,7 @@ async def test_a_redis_that_is_loading_is_waited_for(tmp_path: Path) -> None:
 
 
 async def test_a_replica_is_transient_until_it_is_promoted(redis_db: str) -> None:
-    client = redis_adapter.connect(redis_db, load())
+    client = redis_connection.connect(redis_db, load())
     store = RedisHistories(client, code_bytes=CODE_BYTES, codebook_version=CODEBOOK, length=LENGTH, window=WINDOW)
     await client.replicaof("127.0.0.1", 1)
     try:

@@ -8,7 +8,8 @@ from contextlib import asynccontextmanager
 import pytest
 
 from stream.adapters.memory_stores import MemoryHistories
-from stream.adapters.redis import RedisHistories, connect, dirty_key, history_key, window_key
+from stream.adapters.redis import RedisHistories, dirty_key, history_key, window_key
+from stream.adapters.redis_connection import connect
 from stream.errors import Transient
 from stream.events import OLDEST_MS
 from stream.history import Record, Source

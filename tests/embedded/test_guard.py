@@ -86,6 +86,30 @@ def test_the_kill_of_the_guard_ends_the_server(tmp_path: Path) -> None:
     server.stop()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's")
+def test_the_kill_of_the_guard_while_it_starts_the_server_leaves_none(tmp_path: Path) -> None:
+    """The kernel kills the server with its guard only once it was asked to: the child is slow to ask."""
+    slow = (
+        "import os, sys, time; from pathlib import Path; from stream.embedded import guard\n"
+        "prctl, forked = guard._prctl, Path(sys.argv.pop(1))\n"
+        "def late(option, value):\n"
+        "    if option == guard.PR_SET_PDEATHSIG:\n"
+        "        forked.write_text(str(os.getpid())); time.sleep(0.5)\n"
+        "    prctl(option, value)\n"
+        "guard._prctl = late\n"
+        "guard.main(*sys.argv[1:])"
+    )
+    forked, up = tmp_path / "forked", tmp_path / "up"
+    server = [sys.executable, "-c", f"open({str(up)!r}, 'w'); import time; time.sleep(600)"]
+    command = [sys.executable, "-c", slow, str(forked), str(tmp_path / "lock"), "1", *server]
+    guard = subprocess.Popen(command, stdin=subprocess.PIPE)
+    assert eventually(lambda: forked.exists() and forked.read_text() != "")
+    guard.kill()
+    guard.communicate()
+    assert eventually(lambda: not exists(int(forked.read_text())))
+    assert not up.exists()
+
+
 def test_a_successor_waits_until_its_predecessor_has_left_the_folder(tmp_path: Path) -> None:
     first = spawn("first", "", tmp_path, SLEEP)
     assert started(first)

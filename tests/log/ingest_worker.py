@@ -4,7 +4,7 @@ import asyncio
 import logging
 
 from stream import batches
-from stream.adapters import redis
+from stream.adapters import redis_connection
 from stream.adapters.kafka import KafkaLog, Producer
 from stream.adapters.redis import RedisHistories, RedisItems, RedisRegistry
 from stream.admission import Admission
@@ -21,7 +21,7 @@ batches.SESSION_SECONDS = 6.0  # the least that a broker allows by default
 
 
 async def work(settings: Settings) -> None:
-    address, client = settings.kafka_url or "", redis.connect(settings.redis_url or "", settings)
+    address, client = settings.kafka_url or "", redis_connection.connect(settings.redis_url or "", settings)
     histories = RedisHistories(
         client,
         code_bytes=CODE_BYTES,

@@ -13,7 +13,8 @@ from cluster import Cluster
 from fleet import Fleet
 
 from stream.adapters.kafka import Producer, lag, provision_topics
-from stream.adapters.redis import RedisHistories, RedisRegistry, connect
+from stream.adapters.redis import RedisHistories, RedisRegistry
+from stream.adapters.redis_connection import connect
 from stream.embedded.process import Server
 from stream.history import decode
 from stream.settings import Settings, load, variable

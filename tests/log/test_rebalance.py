@@ -17,7 +17,7 @@ from cluster import PARTITIONS, Cluster
 from fleet import Fleet
 
 from stream import consumer
-from stream.adapters import redis as redis_adapter
+from stream.adapters import redis_connection
 from stream.adapters.kafka import lag, provision_topics
 from stream.adapters.kafka_reader import KafkaReader
 from stream.adapters.memory_stores import MemoryHistories
@@ -236,7 +236,7 @@ class Stores:
 @pytest.fixture
 async def stores(redis_db: str) -> AsyncIterator[Stores]:
     """Provisioned, and with codes of some items."""
-    client = redis_adapter.connect(redis_db, load())
+    client = redis_connection.connect(redis_db, load())
     await RedisRegistry(client).put_codebook(Codebook(1, len(CODES), b""))
     items = RedisItems(client, codebook_version=1)
     known = await items.claim([item_key(f"i{n}") for n in range(0, ITEMS, 2)])

@@ -16,8 +16,7 @@ import pyarrow.parquet as parquet
 import pytest
 
 from models.contract import ITEM_ENCODER
-from stream.adapters import qdrant
-from stream.adapters import redis as redis_adapter
+from stream.adapters import qdrant, redis_connection
 from stream.adapters.memory import MemoryModels
 from stream.adapters.redis import RedisHistories, RedisItems
 from stream.errors import Transient, UserError
@@ -75,7 +74,7 @@ async def rig(request: Any) -> AsyncIterator[Rig]:
         yield await Rig().provision()
         return
     settings = load_settings()
-    client = redis_adapter.connect(request.getfixturevalue("redis_db"), settings)
+    client = redis_connection.connect(request.getfixturevalue("redis_db"), settings)
     shape = {"code_bytes": CARD.code_bytes, "codebook_version": CARD.codebook_version, "length": 64, "window": 8}
     names = (f"users-{uuid4()}", f"items-{uuid4()}")
     vectors = qdrant.connect(request.getfixturevalue("qdrant_url"), settings, *names)

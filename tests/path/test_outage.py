@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from stream.adapters import redis as adapter
-from stream.adapters.redis import RedisHistories, RedisItems, connect
+from stream.adapters.redis import RedisHistories, RedisItems
+from stream.adapters.redis_connection import connect
 from stream.breaker import Breaker, guarded
 from stream.embedded import redis as embedded
 from stream.embedded.process import Server

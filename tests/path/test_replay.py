@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stream.adapters import redis as redis_adapter
+from stream.adapters import redis_connection
 from stream.adapters.memory import MemoryModels
 from stream.adapters.memory_stores import MemoryHistories
 from stream.adapters.redis import RedisHistories, RedisItems, RedisRegistry
@@ -50,7 +50,7 @@ async def on_the_twin(log: list[Any], data: st.DataObject) -> dict[str, bytes]:
 
 
 async def delivered_to(url: str, log: list[Any], data: st.DataObject) -> Digest:
-    redis = redis_adapter.connect(url, load())
+    redis = redis_connection.connect(url, load())
     await redis.flushdb()
     histories = RedisHistories(redis, code_bytes=4, codebook_version=1, length=LENGTH, window=WINDOW)
     items = RedisItems(redis, codebook_version=1)
