@@ -51,10 +51,11 @@ class Training:
     share_window: float = 0.3
     share_weights: float = 0.1
     # optimiser
-    epochs: int = 10
+    epochs: int = 10  # of the first round
+    rounds: int = 2  # each twice as long as the one before, for as long as its last epochs are the best
     least_steps: int = 750  # a small dataset is read more often than `epochs`
     code_epochs: int = 2  # after those, with histories read through codes and item vectors frozen
-    patience: int = 6  # epochs without a better validation after which a phase ends
+    patience: int = 6  # epochs without a better validation after which a phase or a round ends
     tokens: int = 2_048  # events of a batch
     accumulate: int = 1  # batches of a step
     rate: float = 1e-3
@@ -83,7 +84,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "light": {"llm_view": "none"},
     "llm": {"light_view": "none"},
     "cold": {"light_view": "text", "llm_view": "text", "dim": 32},  # items that come are new to the model
-    "quick": {"epochs": 4, "least_steps": 1, "code_epochs": 1},
+    "quick": {"epochs": 4, "rounds": 1, "least_steps": 1, "code_epochs": 1},
 }
 
 

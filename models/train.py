@@ -52,6 +52,7 @@ STATE = "state.pt"  # of a run that is not finished
 METRICS = "metrics.jsonl"
 GENTLY = 5  # times slower a trained tower goes on learning
 WATCHED = "NDCG@10"  # what validation decides by
+LATE = 0.8  # of a round: a best epoch behind it asks for another round
 
 
 def train(folder: Path, out: Path, config: Training, start: Path | None = None) -> dict[str, float]:
@@ -86,7 +87,7 @@ def train(folder: Path, out: Path, config: Training, start: Path | None = None) 
     if start:
         run.objective.read_through_codes(towers.users.codebook)
     else:
-        run.phase("1 vectors", run.enough(config.epochs), config.rate)
+        run.rounds("1 vectors", run.enough(config.epochs), config.rate)
         fit_codebook(run.objective, towers.users, config)
         run.objective.read_through_codes(towers.users.codebook)
     run.phase("2 codes", config.code_epochs, config.rate / GENTLY)
@@ -245,10 +246,18 @@ class Run:
         """`epochs`, or as many more as make up the least number of steps."""
         return max(epochs, -(-self.config.least_steps // max(1, len(self._steps(np.random.default_rng(0))))))
 
-    def phase(self, name: str, epochs: int, rate: float) -> None:
-        """At most `epochs` epochs; the best one by validation is kept, or the trained start where none is better."""
+    def rounds(self, name: str, epochs: int, rate: float) -> None:
+        """A phase of `epochs` epochs, and more of them, each from the best of the one before and twice as long, while
+        there is more to learn: sparse data over-fits where dense data has only begun."""
+        for number in range(self.config.rounds):
+            if not self.phase(f"{name}, round {number + 1}", epochs << number, rate):
+                break
+
+    def phase(self, name: str, epochs: int, rate: float) -> bool:
+        """At most `epochs` epochs; the best one by validation is kept, or the trained start where none is better.
+        Whether it was among the last."""
         if not epochs:
-            return
+            return False
         config, objective = self.config, self.objective
         adam = optimiser((p for p in objective.parameters() if p.requires_grad), rate, config.decay)
         steps = epochs * len(self._steps(np.random.default_rng(0)))
@@ -269,10 +278,11 @@ class Run:
                 self._save(name, adam, rates, state)
         objective.load_state_dict(state["kept"])
         self.accelerator.free_memory()
+        return bool(state["best_epoch"] > LATE * epochs)
 
     def _start(self) -> dict[str, Any]:
         """Of a phase; before the first one nothing is worth keeping."""
-        trained = self.objective.codes.shape[1] > 0
+        trained = self.step > 0 or self.objective.codes.shape[1] > 0
         return {"epoch": 0} | self._best(0, self.validate() if trained else {WATCHED: -1.0})
 
     def _best(self, epoch: int, figures: dict[str, float]) -> dict[str, Any]:
@@ -371,7 +381,7 @@ class Run:
         self.step = whole["step"]
         self.objective.load_state_dict(whole["objective"])
         if whole["phase"] > phase:
-            return {"epoch": epochs, "kept": whole["objective"]}
+            return {"epoch": epochs, "best_epoch": epochs, "kept": whole["objective"]}
         adam.load_state_dict(whole["adam"])
         rates.load_state_dict(whole["rates"])
         state: dict[str, Any] = whole["state"]

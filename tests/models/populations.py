@@ -32,6 +32,7 @@ TINY: dict[str, Any] = {
     "window": 3,
     "draws": 24,
     "epochs": 2,
+    "rounds": 1,
     "least_steps": 1,
     "code_epochs": 1,
     "tokens": 48,

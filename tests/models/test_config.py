@@ -18,7 +18,7 @@ def test_settings_stand_above_the_preset_and_that_above_the_base() -> None:
     base = Training(dim=16, rate=0.5, epochs=9)
     config = configured("quick", ("rate=0.25", "split=time", "llm=a=b"), base, seed=1)
     assert config == Training(
-        dim=16, rate=0.25, epochs=4, least_steps=1, code_epochs=1, split="time", llm="a=b", seed=1
+        dim=16, rate=0.25, epochs=4, rounds=1, least_steps=1, code_epochs=1, split="time", llm="a=b", seed=1
     )
     assert configured("default", ("seed=7",), seed=0).seed == 7
 

@@ -29,6 +29,7 @@ from tests.models.populations import as_settings, tiny
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = "import sys; from stream.cli import main; main(sys.argv[1:])"
+TWO_ROUNDS = tiny(epochs=1, rounds=2)  # of one epoch and of two
 STEADY = {"dropout": 0.0, "hidden_ids": 0.0}  # nothing random but what is drawn
 
 
@@ -49,6 +50,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def once(bare: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("once") / "out"
     train.train(bare, out, tiny())
+    return out
+
+
+@pytest.fixture(scope="module")
+def two_rounds(bare: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("two_rounds") / "out"
+    train.train(bare, out, TWO_ROUNDS)
     return out
 
 
@@ -91,8 +99,8 @@ def test_a_checkpoint_describes_itself_and_answers_as_it_was_measured(whole: Pat
     assert Training(**said["config"]) == tiny(split="time")
     assert said["figures"] == figures
     assert [(line["phase"], line["step"]) for line in lines(tmp_path)] == [
-        ("1 vectors", 1),
-        ("1 vectors", 2),
+        ("1 vectors, round 1", 1),
+        ("1 vectors, round 1", 2),
         ("2 codes", 3),
     ]
     data = dataset.read(whole)
@@ -122,12 +130,22 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize(
-    ("method", "call"), [("_epoch", 2), ("_save", 1), ("_save", 2), ("_save", 3), ("calibrate", 1)]
+    ("method", "call"),
+    [
+        ("_epoch", 3),
+        ("_save", 1),
+        ("_save", 2),
+        ("_save", 3),
+        ("_save", 4),
+        ("phase", 2),
+        ("phase", 3),
+        ("calibrate", 1),
+    ],
 )
 def test_a_run_that_was_cut_short_ends_where_an_unbroken_one_does(
-    bare: Path, once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, call: int
+    bare: Path, two_rounds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, call: int
 ) -> None:
-    """Before or between the epochs' lines and states, at the end of a phase, and behind the last epoch."""
+    """Before or between the epochs' lines and states, at the end of a round or phase, and behind the last epoch."""
     usual, calls = getattr(train.Run, method), []
 
     def dies(run: train.Run, *arguments: Any) -> Any:
@@ -139,10 +157,10 @@ def test_a_run_that_was_cut_short_ends_where_an_unbroken_one_does(
     with monkeypatch.context() as patch:
         patch.setattr(train.Run, method, dies)
         with pytest.raises(Killed):
-            train.train(bare, tmp_path, tiny())
+            train.train(bare, tmp_path, TWO_ROUNDS)
     assert not (tmp_path / checkpoint.TRAINING).exists()
-    train.train(bare, tmp_path, tiny())
-    must_be_same(once, tmp_path)
+    train.train(bare, tmp_path, TWO_ROUNDS)
+    must_be_same(two_rounds, tmp_path)
     assert not (tmp_path / train.STATE).exists()
 
 
@@ -215,6 +233,29 @@ def test_an_unfinished_run_wants_its_own_settings_and_data_and_a_finished_one_no
 def test_training_ends_early_when_validation_no_longer_improves(bare: Path, tmp_path: Path) -> None:
     train.train(bare, tmp_path, tiny(epochs=9, code_epochs=5, patience=2, rate=0.0))
     assert [line["phase"][0] for line in lines(tmp_path)] == ["1"] * 3 + ["2"] * 2
+
+
+@pytest.mark.parametrize(
+    ("rounds", "figures", "expected"),
+    [
+        (3, [0.1, 0.2, 0.2, 0.1, 0.3, 0.2, 0.0], [1, 1, 2, 2, 2, 2]),  # the second round begins with what is kept
+        (2, [0.1, 0.2, 0.2, 0.3, 0.4, 0.5, 0.6], [1, 1, 2, 2, 2, 2]),
+        (3, [0.2, 0.1], [1, 1]),
+    ],
+)
+def test_another_round_follows_where_the_last_epochs_of_one_were_the_best(
+    bare: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    rounds: int,
+    figures: list[float],
+    expected: list[int],
+) -> None:
+    answers, usual = iter(figures), train.Run.validate
+    monkeypatch.setattr(train.Run, "validate", lambda run: usual(run) | {train.WATCHED: next(answers, 0.0)})
+    train.train(bare, tmp_path, tiny(rounds=rounds, code_epochs=0))
+    assert [line["phase"] for line in lines(tmp_path)] == [f"1 vectors, round {number}" for number in expected]
+    assert next(answers, None) is None
 
 
 def test_a_small_dataset_is_read_more_often(bare: Path, tmp_path: Path) -> None:
@@ -294,7 +335,7 @@ def test_two_processes_learn_what_one_does(tmp_path: Path, monkeypatch: pytest.M
     train.train(data, tmp_path / "one", tiny(**settings))
     for two, one in zip(lines(tmp_path / "two"), lines(tmp_path / "one"), strict=True):
         assert two.keys() == one.keys()
-        tolerance = 1e-4 if one["phase"] == "1 vectors" else 1e-2  # a code is this or that
+        tolerance = 1e-4 if one["phase"][0] == "1" else 1e-2  # a code is this or that
         for name in one:
             if name.startswith("loss"):
                 assert two[name] == pytest.approx(one[name], abs=tolerance, rel=tolerance), (one["step"], name)
