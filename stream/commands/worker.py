@@ -15,6 +15,7 @@ from stream.app import work
 QUIET_SECONDS = 10.0  # a message is not repeated within
 KINDS = 1_000  # of messages remembered
 YOUNG = 50_000  # objects: a batch of events makes thousands that all go with it, and Python looks at them every 700
+OLDER = (5, 2)  # times as rarely at older and at oldest ones: cycles among these hold buffers
 LARGE_BYTES = 256 << 10
 M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8  # of malloc.h
 
@@ -31,7 +32,7 @@ def command() -> None:
         handler.addFilter(Sparing())
     give_back()
     gc.freeze()
-    gc.set_threshold(YOUNG, *gc.get_threshold()[1:])
+    gc.set_threshold(YOUNG, *OLDER)
     asyncio.run(work(wanted, addresses.find(wanted)))
 
 

@@ -32,8 +32,7 @@ ABOUT = f"""\
 unpacking is in every figure. One thread for torch, in process as in Triton. The last row is the product's whole
 refresh: read, infer, upsert into the embedded Qdrant, announce, settle. Ratios are to the same module in process;
 asked is 0.8 as the product does it, which is with {UNDER_WAY} batches under way. What Triton adds to a batch is some
-3 ms of CPU time to the model's 90: unpacking and gRPC here, shared memory there. Two batches that meet in Triton become
-one of {2 * BATCH}, padded to the longest history among them: more work for the model, which hides all the rest."""
+3 ms of CPU time to the model's 90: unpacking and gRPC here, shared memory there."""
 
 Step = Callable[[Sequence[str], Sequence[bytes]], Awaitable[object]]
 

@@ -36,26 +36,24 @@ event is of another user and costs a script of its own, however many users there
 costs, and asked is at most 1.2. In batches of {TOGETHER:,}, from the users of one partition of {PARTITIONS}, events of
 one user share a script while users are few.
 
-Beside it, what the growing store costs anyone: per event of a batch of {APART} five bare commands in one pipeline,
-which read and write values as long under the same keys, and nothing else. What those take longer is Redis itself, whose
-keys outgrow the caches of the machine."""
+It depends on Redis's allocator. The wheel's Redis has glibc's, where freed blocks lie among the values of all users, so
+that a script's short-lived strings end in cold memory; elsewhere Redis is built with jemalloc. To have that:
+LD_PRELOAD=/usr/lib/…/libjemalloc.so.2 python -m tests.bench users"""
 
 
 def measure(system: System) -> Section:
     apart: dict[str, list[float]] = {}
     together: dict[str, list[float]] = {}
-    bare: dict[str, list[float]] = {}
     for users in SIZES:
         system.empty()
         system.use(partial(_populate, range(users)))
         lanes = {
             f"{users:,} users, {APART} a batch": partial(_cost, system, _apart, users),
             f"{users:,} users, {TOGETHER:,} a batch": partial(_cost, system, _together, users),
-            f"{users:,} users, bare commands": partial(_cost, system, _apart, users, bare=True),
         }
-        for rounds, (name, found) in zip((apart, together, bare), interleaved(lanes).items(), strict=True):
+        for rounds, (name, found) in zip((apart, together), interleaved(lanes).items(), strict=True):
             rounds[name] = found
-    return Section("Users", ABOUT, [*_compared(apart), *_compared(together), *_compared(bare)])
+    return Section("Users", ABOUT, [*_compared(apart), *_compared(together)])
 
 
 def _compared(rounds: dict[str, list[float]]) -> list[Figure]:
@@ -71,20 +69,19 @@ def _together(users: int) -> list[list[int]]:
     return [random.choices(range(users // PARTITIONS), k=TOGETHER) for _ in range(EVENTS // TOGETHER)]
 
 
-def _cost(system: System, drawn: Callable[[int], list[list[int]]], users: int, bare: bool = False) -> float:
+def _cost(system: System, drawn: Callable[[int], list[list[int]]], users: int) -> float:
     batches = drawn(users)
 
     async def body(services: Services, opened: Stores) -> float:
         await know(opened, [item_key(item) for item in ITEMS])
         queue, seconds = DirtyQueue(), 0.0
         handler = await ingest(services, opened, system.settings, queue)
-        packed = _history(opened)
         await _populate({user for batch in batches for user in batch}, services, opened)
-        for some, batch in [(some, _batch(some)) for some in batches]:
+        for batch in [_batch(batch) for batch in batches]:
             began = time.perf_counter()
-            await (_commands(some, services, packed) if bare else handler.handle(batch, Scenario.feed))
+            await handler.handle(batch, Scenario.feed)
             seconds += time.perf_counter() - began
-            await _refreshed(some, queue, services)
+            await _refreshed(queue, services)
         return seconds / EVENTS * 1e6
 
     return system.use(body)
@@ -99,27 +96,19 @@ def _event(user: int) -> bytes:
     return json.dumps(record | {"action": "click", "ts": int(time.time() * 1000)}).encode()
 
 
-async def _commands(users: Iterable[int], services: Services, packed: bytes) -> None:
-    """Per user the keys that an event reads and writes, without a script."""
-    pipeline = services.redis.pipeline(transaction=False)
-    for user in [f"u{user:06d}" for user in users]:
-        keys = history_key(user), window_key(user, Scenario.feed)
-        for key, value in zip(keys, (packed, packed[: 8 * LENGTH]), strict=True):
-            pipeline.get(key)
-            pipeline.set(key, value)
-        pipeline.zadd(dirty_key(shard(user)), {user: 0.0}, nx=True)
-    await pipeline.execute()
-
-
-async def _refreshed(users: Iterable[int], queue: DirtyQueue, services: Services) -> None:
-    """As if these, the dirty ones, had been."""
-    queue.done(user for user, _ in queue.take(len(queue), now=time.monotonic(), now_ms=time.time() * 1000))
-    await services.redis.delete(*{dirty_key(shard(f"u{user:06d}")) for user in users})
+async def _refreshed(queue: DirtyQueue, services: Services) -> None:
+    """As if all dirty users had been."""
+    taken = queue.take(len(queue), now=time.monotonic(), now_ms=time.time() * 1000)
+    queue.done(user for user, _ in taken)
+    await services.redis.delete(*(dirty_key(shard(user)) for user, _ in taken))
 
 
 async def _populate(users: Iterable[int], services: Services, opened: Stores) -> None:
     """Give these users a history that ends before now, and the ids of as many events."""
-    packed, waiting = _history(opened), list(users)
+    book = opened.codebook
+    kept = history.Record(int(time.time() * 1000) - 60_000, Scenario.feed, 0, 0, bytes(book.code_bytes))
+    packed = history.encode(history.History(book.code_bytes, book.version, 2 * LENGTH, {}, (kept,) * LENGTH))
+    waiting = list(users)
     for start in range(0, len(waiting), PAGE):
         names = [f"u{user:06d}" for user in waiting[start : start + PAGE]]
         pipeline = services.redis.pipeline(transaction=False)
@@ -128,9 +117,3 @@ async def _populate(users: Iterable[int], services: Services, opened: Stores) ->
         await pipeline.execute()
     while (await services.redis.info("persistence"))["aof_rewrite_in_progress"]:  # noqa: ASYNC110
         await asyncio.sleep(0.1)
-
-
-def _history(opened: Stores) -> bytes:
-    book = opened.codebook
-    kept = history.Record(int(time.time() * 1000) - 60_000, Scenario.feed, 0, 0, bytes(book.code_bytes))
-    return history.encode(history.History(book.code_bytes, book.version, 2 * LENGTH, {}, (kept,) * LENGTH))
