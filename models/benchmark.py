@@ -108,6 +108,8 @@ def opened(trained: Path, data: Behaviour, config: Training, cache: Path) -> tup
     """The checkpoint in `trained` as a recommender of the items of `data`, and the codes [N, bytes] of its texts."""
     towers = checkpoint.load(trained)
     catalogue = read_catalogue(data, towers.items, config, cache)
+    if not len(catalogue.warm):
+        raise BadInput(f"{trained} knows no item of this dataset: give the one that it was trained on")
     objective = Objective(towers.items.vectors, towers.users, catalogue, Shares())
     objective.eval().read_through_codes(towers.users.codebook)
     return Towers(towers.users, objective.vectors(), data.items), objective.codes

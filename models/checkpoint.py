@@ -75,7 +75,10 @@ def load(folder: Path) -> Checkpoint:
 def training(folder: Path) -> dict[str, Any]:
     """What training said of the checkpoint in `folder`: `config` and `figures`."""
     _refuse_unfinished(folder)
-    said: dict[str, Any] = json.loads((folder / TRAINING).read_text())
+    try:
+        said: dict[str, Any] = json.loads((folder / TRAINING).read_text())
+    except ValueError as error:
+        raise BadInput(f"{folder / TRAINING} is damaged: restore it, or train anew") from error
     return said
 
 

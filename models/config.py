@@ -117,11 +117,19 @@ def _value(name: str, text: str, kind: Any) -> Any:
 
 
 def _refuse(config: Training) -> None:
-    least = {"patience": 1, "codebook_version": 0, "epochs": 1, "code_epochs": 0, "seed": 0, "text_steps": 0}
+    least = {
+        "patience": 1,
+        "codebook_version": 0,
+        "epochs": 1,
+        "code_epochs": 0,
+        "seed": 0,
+        "text_steps": 0,
+        "scale_bits": 0,
+    }
     for field in fields(config):
         value = getattr(config, field.name)
-        if field.type is int and value < least.get(field.name, 1 if field.name != "scale_bits" else 0):
-            raise BadInput(f"{field.name}={value}: is too small")
+        if field.type is int and value < (bound := least.get(field.name, 1)):
+            raise BadInput(f"{field.name}={value}: must be at least {bound}")
         if field.type is float and not 0 <= value < float("inf"):
             raise BadInput(f"{field.name}={value}: must be a finite number of at least 0")
     for name in ("hidden_ids", "dropout", "warmup"):

@@ -15,6 +15,7 @@ import math
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -106,7 +107,10 @@ def read_unfinished(out: Path, asked: dict[str, Any]) -> dict[str, Any]:
     path = out / STATE
     if not path.exists():
         return {"asked": asked}
-    whole: dict[str, Any] = torch.load(path, weights_only=True)
+    try:
+        whole: dict[str, Any] = torch.load(path, weights_only=True)
+    except (RuntimeError, UnpicklingError, EOFError) as error:
+        raise BadInput(f"{path} is damaged: remove it to begin anew, or restore it") from error
     if whole["asked"] != asked:
         raise BadInput(f"{path} is of a run with other settings or data: give those again, or another --out")
     return whole

@@ -101,8 +101,10 @@ def _explain(error: Exception) -> int:
             text, code = str(error), 2
         case Transient() | Permanent():
             text, code = str(error), 1
-        case OSError(errno=errno.EROFS | errno.ENOSPC | errno.EDQUOT | errno.EACCES):
+        case OSError(errno=errno.EROFS | errno.ENOSPC | errno.EDQUOT | errno.EACCES | errno.EPERM):
             text, code = f"{error.filename or 'a file'} cannot be written: {error.strerror}", 2
+        case OSError(errno=errno.ENOENT | errno.ENOTDIR) if error.filename:
+            text, code = f"{error.filename} cannot be made or read: {error.strerror}", 2
         case _:
             text = f"{type(error).__name__}: {error} (facetstream --debug shows where)"
             code = 1

@@ -83,7 +83,9 @@ class Settings(BaseSettings):
     # Histories.
     redis_replicas: int = Field(0, ge=0, le=5, description="replicas of Redis that must have what counts as written")
     history_length: int = Field(1_024, ge=1, le=8_192, description="records kept per user, newest")
-    event_id_window: int = Field(64, ge=0, le=4_096, description="latest event ids remembered per user and scenario")
+    event_id_window: int = Field(
+        64, ge=0, le=4_096, description="latest event ids remembered per user and scenario; 0: none"
+    )
     item_cache: int = Field(200_000, ge=0, description="items whose codes a worker keeps in memory")
 
     # Refresh.

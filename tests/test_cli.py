@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 import pytest
+from pyarrow import parquet
 
 from models.contract import SCENARIOS
 from stream import cli
@@ -49,6 +50,16 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
             OSError(errno.EROFS, "Read-only file system", "out/ck"),
             2,
             "facetstream: out/ck cannot be written: Read-only file system\n",
+        ),
+        (
+            OSError(errno.EPERM, "Operation not permitted", "out/ck.lock"),
+            2,
+            "facetstream: out/ck.lock cannot be written: Operation not permitted\n",
+        ),
+        (
+            OSError(errno.ENOENT, "No such file or directory", "/proc/x"),
+            2,
+            "facetstream: /proc/x cannot be made or read: No such file or directory\n",
         ),
         (KeyboardInterrupt(), 130, ""),
     ],
@@ -205,6 +216,9 @@ def test_synthesize_then_validate(capsys: Output, tmp_path: Path) -> None:
     assert {path.stem for path in (tmp_path / "a").iterdir()} == names
     for name in names:
         assert (tmp_path / f"a/{name}.parquet").read_bytes() == (tmp_path / f"b/{name}.parquet").read_bytes()
+    assert cli.run(["synthesize", "--out", "c", *size, "--seed", "8"]) == 0
+    ids = [parquet.read_table(tmp_path / f"{folder}/events.parquet")["event_id"].to_pylist() for folder in ("a", "c")]
+    assert set(ids[0]).isdisjoint(ids[1])  # both can be sent to one system
     capsys.readouterr()
     assert cli.run(["validate", "a/events.parquet"]) == 0
     assert cli.run(["validate", "a/items.parquet", "--items"]) == 0

@@ -52,7 +52,7 @@ def command(out: Path, users: int, events: int, items: int, seed: int) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write into {out}: {error.strerror}") from None
-    population = synthesize(users, events, items, seed)
+    population = synthesize(users, events, items, seed, run=f"s{seed}-")
     _write(population, out)
     click.echo(f"{events:,} events of {users:,} users on {items:,} items in {out}")
 

@@ -133,5 +133,6 @@ def test_folders_that_cannot_be_written_to(tmp_path: Path, capsys: pytest.Captur
     assert "file" in train_fails(capsys, data, tmp_path / "file")
     assert "file" in train_fails(capsys, tmp_path / "file", tmp_path / "out")
     assert "there is no folder" in train_fails(capsys, tmp_path / "none", tmp_path / "out")
+    assert "/proc/x cannot be made" in train_fails(capsys, data, Path("/proc/x/out"))
     assert "best" in fails(capsys, "train", "--data", str(data), "--out", str(tmp_path / "out"), "--preset", "best")
     assert not (tmp_path / "out").exists()

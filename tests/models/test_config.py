@@ -30,7 +30,7 @@ def test_settings_stand_above_the_preset_and_that_above_the_base() -> None:
         ("colour=red", "--set colour=red: give name=value"),
         ("epochs=many", "epochs=many: must be of type int"),
         ("epochs=1.5", "epochs=1.5: must be of type int"),
-        ("epochs=0", "epochs=0: is too small"),
+        ("epochs=0", "epochs=0: must be at least 1"),
         ("length=1", "length=1: a stretch needs two events"),
         ("rate=nan", "rate=nan: must be a finite number"),
         ("rate=-1", "rate=-1.0: must be a finite number"),

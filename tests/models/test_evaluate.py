@@ -171,6 +171,25 @@ def test_what_triton_serves_is_what_was_measured(
                 assert served[way][name][figure] == pytest.approx(value, abs=1e-4), (way, name, figure)
 
 
+def test_a_dataset_of_which_the_checkpoint_knows_nothing_is_refused(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = populations.write(
+        tmp_path / "other", [row | {"item_id": f"other {row['item_id']}"} for row in populations.events()]
+    )
+    assert cli.run(["evaluate", "--data", str(other), "--checkpoint", str(trained)]) == 2
+    assert "knows no item of this dataset: give the one" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_checkpoint_that_is_damaged_is_named(
+    data: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(trained, tmp_path / "damaged")
+    (tmp_path / "damaged" / checkpoint.TRAINING).write_bytes(b"\x9f")
+    assert cli.run(["evaluate", "--data", str(data), "--checkpoint", str(tmp_path / "damaged")]) == 2
+    assert "training.json is damaged: restore it" in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_triton_that_serves_something_else_is_no_measure_of_this_one(
     data: Path, trained: Path, triton: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -230,6 +230,12 @@ def test_an_unfinished_run_wants_its_own_settings_and_data_and_a_finished_one_no
         train.train(bare, once, tiny())
 
 
+def test_a_state_that_is_damaged_is_named(bare: Path, tmp_path: Path) -> None:
+    (tmp_path / train.STATE).write_bytes(b"PK\x03\x04 and no more")
+    with pytest.raises(BadInput, match=r"state.pt is damaged: remove it to begin anew"):
+        train.train(bare, tmp_path, tiny())
+
+
 def test_training_ends_early_when_validation_no_longer_improves(bare: Path, tmp_path: Path) -> None:
     train.train(bare, tmp_path, tiny(epochs=9, code_epochs=5, patience=2, rate=0.0))
     assert [line["phase"][0] for line in lines(tmp_path)] == ["1"] * 3 + ["2"] * 2
