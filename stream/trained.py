@@ -35,7 +35,11 @@ class Coded:
 
 
 def catalogue_size(checkpoint: Path) -> int:
-    """How many items the catalogue has."""
+    """How many items the catalogue has. `UserError` where there is none."""
+    if not (checkpoint / CATALOGUE).is_file():
+        raise UserError(
+            f"{checkpoint} is no finished checkpoint: {CATALOGUE} is missing; `facetstream train` makes one"
+        )
     return rows_in(checkpoint / CATALOGUE)
 
 

@@ -34,8 +34,11 @@ def command(
 
     Items of the history are left out of the ranking, all but the one wanted; a tie counts against it.
     """
+    from transformers.utils import logging
+
     from models import benchmark
 
+    logging.disable_progress_bar()
     found = benchmark.run(data, checkpoint, part, limit, triton, history)
     if report:
         benchmark.write_report(found, report, checkpoint)

@@ -188,7 +188,9 @@ async def test_a_checkpoint_that_is_not_there_is_a_mistake(tmp_path: Path) -> No
     rig = await Rig().provision()
     with pytest.raises(UserError, match=r"cannot read .*codebook\.safetensors: No such file"):
         await loaded(rig, tmp_path)
-    with pytest.raises(UserError, match=r"cannot read .*catalogue\.parquet"):
+    with pytest.raises(
+        UserError, match=r"is no finished checkpoint: catalogue\.parquet is missing; `facetstream train` makes one"
+    ):
         catalogue_size(tmp_path)
 
 
