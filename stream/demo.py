@@ -138,10 +138,12 @@ class Demo:
         self._began = time.monotonic()
         sending = asyncio.create_task(self._send_all(rate))
         watching = asyncio.create_task(self._show("streaming"))
-        ended, _ = await asyncio.wait({sending, watching}, return_when=asyncio.FIRST_COMPLETED)
-        for task in (sending, watching):
-            task.cancel()
-        await asyncio.gather(sending, watching, return_exceptions=True)
+        try:
+            ended, _ = await asyncio.wait({sending, watching}, return_when=asyncio.FIRST_COMPLETED)
+        finally:  # also where the demo is cancelled: neither may outlive it, and find its servers gone
+            for task in (sending, watching):
+                task.cancel()
+            await asyncio.gather(sending, watching, return_exceptions=True)
         ended.pop().result()
         await self._until("draining", self._quiet)
 

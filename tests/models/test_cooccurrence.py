@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from scipy.sparse import csr_matrix
 
 from models.contract import ACTIONS
-from models.cooccurrence import LENGTH, NOISE, REACH, id_vectors, information, pair_counts, worlds
+from models.cooccurrence import LENGTH, NOISE, REACH, directions, id_vectors, information, pair_counts, worlds
 from models.dataset import Behaviour
 from tests.models.populations import behaviour
 
@@ -61,6 +61,27 @@ def test_information_is_that_of_the_formula() -> None:
     with np.errstate(divide="ignore"):
         expected = np.log(counts * common.sum() / np.outer(total, common)).clip(min=0)
     np.testing.assert_allclose(information(csr_matrix(counts)).toarray(), expected)
+
+
+def test_directions_are_the_largest_of_a_singular_value_decomposition() -> None:
+    rng = np.random.default_rng(2)
+    left, right = (np.linalg.qr(rng.normal(size=(150, 150)))[0] for _ in range(2))
+    strength = 0.8 ** np.arange(150)
+    expected = left[:, :4] * np.sqrt(strength[:4])
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    found = directions(csr_matrix(left * strength @ right.T), 4, rng)
+    np.testing.assert_allclose(found @ found.T, expected @ expected.T, atol=1e-4)
+
+
+@given(pairs=st.integers(1, 120), seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=50, deadline=None)
+def test_equal_singular_values_do_no_harm(pairs: int, seed: int) -> None:
+    """As many pairs of items that nothing else joins have: Lanczos' method fails on some."""
+    known = csr_matrix(np.kron(np.eye(pairs), [[0.0, 2.0], [2.0, 0.0]]))
+    found = directions(known, 64, np.random.default_rng(seed))
+    assert found.shape == (2 * pairs, min(64, 2 * pairs - 1))
+    assert np.isfinite(found).all()
+    assert np.linalg.norm(found, axis=1).max() == pytest.approx(1)
 
 
 def two_groups(users: int = 40) -> Behaviour:
