@@ -118,7 +118,7 @@ def _item(limit: int, record: Record) -> Item:
 
 def _row(scenario: str, event: Event) -> dict[str, Any]:
     """A query that was typed is about no item, as in a history."""
-    row = event.model_dump(include=set(EVENTS)) | {"scenario": scenario}
+    row = {name: getattr(event, name, None) for name in EVENTS} | {"scenario": scenario}
     return row | {"item_id": None} if event.action == "search" else row
 
 

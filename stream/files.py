@@ -10,7 +10,7 @@ import json
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from hashlib import blake2b
 from itertools import islice
@@ -27,7 +27,7 @@ BATCH_ROWS = 4_096
 LINE_BYTES = 1_000_000  # a longer line is reported, not read
 PARQUET_MAGIC = b"PAR1"
 JSONL_SUFFIXES = (".jsonl", ".ndjson", ".json")
-EVENT_COLUMNS = ("scenario", *dict.fromkeys(name for model in EVENT_MODELS.values() for name in model.model_fields))
+EVENT_COLUMNS = ("scenario", *dict.fromkeys(field.name for kind in EVENT_MODELS.values() for field in fields(kind)))
 ITEM_COLUMNS = tuple(Item.model_fields)
 
 Columns = dict[str, Literal["string", "int64", "float64"]]

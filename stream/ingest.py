@@ -12,7 +12,6 @@ import logging
 import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
 from models.contract import ACTIONS
 from stream.admission import Admission
@@ -30,16 +29,9 @@ from stream.stores import Append, Applied, Dirty, Entry, Histories, Items, Regis
 
 log = logging.getLogger(__name__)
 ACTION_CODES = {name: code for code, name in enumerate(ACTIONS)}
+Arrival = tuple[LogRecord, Event, str]  # a valid event, the record it came in, and the name of its item
 NEVER: tuple[float, StoredItem | None] = (0.0, None)
 CACHE_SECONDS = 60.0  # that codes may be those of an item's old text
-
-
-class Arrival(NamedTuple):
-    """A valid event, the record it came in, and the name of its item."""
-
-    record: LogRecord
-    event: Event
-    name: str
 
 
 def name_of(event: Event) -> str:
@@ -56,7 +48,7 @@ def validate(batch: Batch, scenario: str, admission: Admission) -> tuple[list[Ar
     for record in batch.records:
         try:
             event = admission.event(scenario, record)
-            arrivals.append(Arrival(record, event, name_of(event)))
+            arrivals.append((record, event, name_of(event)))
         except Permanent as error:
             letters.append(dead_letter(batch, record, str(error)))
     return arrivals, letters
@@ -132,7 +124,9 @@ class Ingest:
         refused = await persistently(lambda: self._apply(arrivals, Source(scenario, batch.partition, epoch)))
         if refused:
             letters += [
-                dead_letter(batch, a.record, refused[a.event.user_id]) for a in arrivals if a.event.user_id in refused
+                dead_letter(batch, record, refused[event.user_id])
+                for record, event, _ in arrivals
+                if event.user_id in refused
             ]
         if letters:
             await persistently(lambda: self._log.dead_letter(letters))
@@ -151,7 +145,7 @@ class Ingest:
         """Apply; the users whose history cannot be read, and why."""
         if not arrivals:
             return {}
-        items = await self._items.get([a.name for a in arrivals])
+        items = await self._items.get([name for _, _, name in arrivals])
         appends = group(arrivals, source, items)
         done = list(zip(appends, await self._histories.append(appends), strict=True))
         applied = [(append, a) for append, a in done if isinstance(a, Applied)]
@@ -168,7 +162,7 @@ def group(arrivals: Sequence[Arrival], source: Source, items: Mapping[str, Store
     """One append per user, its events in the order of their offsets."""
     by_user: dict[str, list[Arrival]] = defaultdict(list)
     for arrival in arrivals:
-        by_user[arrival.event.user_id].append(arrival)
+        by_user[arrival[1].user_id].append(arrival)
     now_ms = int(time.time() * 1000)
     return [
         Append(

@@ -12,6 +12,8 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, NamedTuple, TypeVar
 
+from pydantic_core import to_json
+
 from stream.events import Event, Item
 from stream.files import Fault, read_events, read_items
 from stream.services import Producer
@@ -35,7 +37,7 @@ class Outgoing(NamedTuple):
 
 def message(record: Event | Item) -> bytes:
     """A record as Kafka carries it: JSON without nulls."""
-    return record.model_dump_json(exclude_none=True).encode()
+    return to_json(record, exclude_none=True)
 
 
 class EventFile:

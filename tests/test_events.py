@@ -1,5 +1,6 @@
 """Every limit of events and items, from both sides; and nothing but `Permanent` ever comes out."""
 
+import dataclasses
 import json
 import math
 import time
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic_core import to_json
 
 from models.contract import ACTIONS, SCENARIOS
 from stream.errors import Permanent
@@ -212,8 +214,8 @@ def test_anything_gives_a_record_or_permanent(scenario: str, raw: bytes) -> None
 @settings(max_examples=300, deadline=None)
 @given(st.data(), st.sampled_from(SCENARIOS))
 def test_any_field_may_hold_anything(data: st.DataObject, scenario: str) -> None:
-    fields = st.sampled_from(sorted(EVENT_MODELS[scenario].model_fields))
+    fields = st.sampled_from(sorted(field.name for field in dataclasses.fields(EVENT_MODELS[scenario])))
     raw = json.dumps(EVENT | data.draw(st.dictionaries(fields, json_values, max_size=3))).encode()
     with suppress(Permanent):
-        again = parse_event(scenario, raw).model_dump_json(exclude_none=True).encode()
+        again = to_json(parse_event(scenario, raw), exclude_none=True)
         assert parse_event(scenario, again) == parse_event(scenario, raw)

@@ -3,11 +3,11 @@
 import json
 
 import click
-from pydantic import BaseModel
+from pydantic import TypeAdapter
 
-from stream.events import EVENT_MODELS, SCHEMA_VERSION, Item
+from stream.events import EVENT_MODELS, SCHEMA_VERSION, Event, Item
 
-MODELS: dict[str, type[BaseModel]] = {**EVENT_MODELS, "item": Item}
+MODELS: dict[str, type[Event | Item]] = {**EVENT_MODELS, "item": Item}
 
 
 @click.command("schema")
@@ -22,5 +22,5 @@ def _schema(kind: str) -> dict[str, object]:
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": f"facetstream/{kind}/{SCHEMA_VERSION}",
-        **MODELS[kind].model_json_schema(),
+        **TypeAdapter(MODELS[kind]).json_schema(),
     }
