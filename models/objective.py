@@ -55,6 +55,11 @@ class Catalogue(nn.Module):
         self.register_buffer("warm", (rows >= 0).nonzero()[:, 0], persistent=False)
         self.hidden = hidden  # share of items whose id is hidden in a step, so that texts learn to stand alone
 
+    @property
+    def known(self) -> Tensor:
+        """Bool [N]: of which there is an id, a text or an image; the others have one vector for all."""
+        return (self.rows >= 0) | self.features.any(dim=1)
+
     def vectors(self, items: ItemVectors, wanted: Tensor) -> Tensor:
         """Vectors [N, dim] of the `wanted` [N]."""
         rows, features, hide = self.rows[wanted], self.features[wanted], None

@@ -210,9 +210,11 @@ def read_catalogue(data: Behaviour, items: ItemTower, config: Training, cache: P
 
 
 def fit_codebook(objective: Objective, users: UserTower, config: Training) -> None:
-    """Gives `users` a codebook of the item vectors, with a version of its own."""
-    vectors = objective.vectors()
-    book = ResidualCodebook.fit(vectors.cpu(), CodebookConfig(**users.config.codebook))
+    """Gives `users` a codebook of the item vectors, with a version of its own. Items and queries of which nothing is
+    known have one vector for all of them, which would take codewords by their number."""
+    vectors, known = objective.vectors(), objective.catalogue.known
+    fitted = vectors[known] if known.sum() > 1 else vectors
+    book = ResidualCodebook.fit(fitted.cpu(), CodebookConfig(**users.config.codebook).for_items(len(fitted)))
     if not config.codebook_version:
         book.config = replace(book.config, version=book.content_version())
     users.codebook = book.to(vectors.device)

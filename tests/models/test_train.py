@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from transformers import BertConfig, BertModel, LlamaModel, Qwen2Config, Qwen2Model
 
 from models import benchmark, checkpoint, dataset, evaluate, splits, train
+from models.codebook import CodebookConfig
 from models.config import PRESETS, Training
 from models.contract import SCENARIOS
 from models.errors import BadInput
@@ -376,6 +377,16 @@ def test_any_dataset_can_be_trained_on(tmp_path: Path, name: str) -> None:
     assert towers.items.config.reads_text == bool(described)
     if about["count"] == 3:
         assert towers.users.codebook.config.codewords == 2
+
+
+def test_items_that_nothing_is_known_of_take_no_codewords(tmp_path: Path) -> None:
+    """Their one vector, as often as there are such items, would be half of what the codebook is fitted on."""
+    rows = populations.events(items=24)
+    more = [{"item_id": f"later {number}", "title": "", "category": ""} for number in range(200)]
+    data = populations.write(tmp_path / "data", rows, populations.items(24) + more)
+    train.train(data, tmp_path / "out", tiny(epochs=1, llm_view="none", codewords=64))
+    towers = checkpoint.load(tmp_path / "out")
+    assert towers.users.codebook.config.codewords == CodebookConfig().for_items(24).codewords
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
