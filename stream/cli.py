@@ -99,7 +99,9 @@ def _explain(error: Exception) -> int:
             text, code = error.format_message(), 2
         case UserError():
             text, code = str(error), 2
-        case Transient() | Permanent():
+        case Transient():
+            text, code = f"{error} (facetstream doctor checks every connection)", 1
+        case Permanent():
             text, code = str(error), 1
         case OSError(errno=errno.EROFS | errno.ENOSPC | errno.EDQUOT | errno.EACCES | errno.EPERM):
             text, code = f"{error.filename or 'a file'} cannot be written: {error.strerror}", 2

@@ -103,7 +103,7 @@ class Event:
     """What the three scenarios have in common. A dataclass: pydantic takes two thirds of the time of a model's."""
 
     schema_version: Literal[1] = Field(default=SCHEMA_VERSION, description="version of this schema")
-    event_id: Id = Field(description="unique per event; the same id twice counts once")
+    event_id: Id = Field(description="unique per event: it counts once while it is in the user's window of ids")
     user_id: Id = Field(description="who acted; also the Kafka key")
     item_id: Id | None = Field(description="what was acted on")
     action: Literal[ACTIONS] = Field(description="what was done")  # type: ignore[valid-type]

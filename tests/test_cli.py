@@ -39,7 +39,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     ("error", "code", "sentence"),
     [
         (UserError("do this\ninstead"), 2, "facetstream: do this instead\n"),
-        (Transient("Kafka is away"), 1, "facetstream: Kafka is away\n"),
+        (Transient("Kafka is away"), 1, "facetstream: Kafka is away (facetstream doctor checks every connection)\n"),
         (Permanent("refused"), 1, "facetstream: refused\n"),
         (
             ZeroDivisionError("by zero"),
