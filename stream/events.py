@@ -207,7 +207,8 @@ def parse_item(raw: bytes) -> Item:
 
 def reason(error: ValidationError) -> str:
     """One line for a dead letter: the first field at fault and what is wrong with it."""
-    first = next(e for e in error.errors(include_url=False, include_context=False) if PLAIN not in e["loc"])
+    errors = error.errors(include_url=False, include_context=False)
+    first = next((e for e in errors if e["loc"][-1:] != (PLAIN,)), errors[0])  # an attribute may be called that, too
     field = ".".join(str(part) for part in first["loc"] if "[" not in str(part))  # no names of validators
     message = first["msg"].removeprefix("Value error, ")
     return f"{field}: {message}" if field else message

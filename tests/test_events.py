@@ -14,7 +14,7 @@ from pydantic_core import to_json
 
 from models.contract import ACTIONS, SCENARIOS
 from stream.errors import Permanent
-from stream.events import EVENT_MODELS, parse_event, parse_item
+from stream.events import EVENT_MODELS, PLAIN, parse_event, parse_item
 
 EVENT = {"event_id": "e", "user_id": "u", "item_id": "i", "action": "click", "ts": 1_700_000_000_000}
 ITEM = {"item_id": "i", "title": "t"}
@@ -163,6 +163,12 @@ def test_items_beyond_the_limits(wrong: dict[str, Any]) -> None:
 def test_what_is_no_attribute_is_told_all_that_is_one(value: Any, what: str) -> None:
     with pytest.raises(Permanent, match=rf"attributes\.k: must be {what}"):
         item(attributes={"k": value})
+
+
+def test_an_attribute_may_have_the_name_of_a_kind_of_id() -> None:
+    """Which errors of ids leave out: an item could have ended a worker by it."""
+    with pytest.raises(Permanent, match=rf"attributes\.{PLAIN}: must be "):
+        item(attributes={PLAIN: None})
 
 
 @pytest.mark.parametrize(
