@@ -6,8 +6,8 @@ The positive pointwise mutual information of two items that stand up to REACH ev
 
 with n_ij counted 1 / distance, is factorised, M ≈ U S Vᵀ, and item i begins at the direction of U_i √S. From random
 directions both branches spend most of their epochs on finding this out, and over-fit meanwhile. The largest part of
-M is found from random directions (Halko, Martinsson and Tropp 2011): unlike Lanczos' method it does not mind equal
-singular values, which many pairs of items that nothing else joins have.
+M is found from random directions (Halko, Martinsson and Tropp 2011), which do not mind equal singular values, such as
+many pairs of items have that nothing else joins; ARPACK's Lanczos method gave up on a real set.
 """
 
 import numpy as np

@@ -32,7 +32,6 @@ NAME_BYTES = 64  # of an attribute
 TEXT_BYTES = 4_096
 QUERY_BYTES = 1_024
 OLDEST_MS = 946_684_800_000  # 2000-01-01T00:00:00Z
-PLAIN = "constrained-str"  # pydantic's name of the first kind of id: what is wrong, the second says
 AHEAD_MS = 300_000  # a producer's clock may run five minutes fast
 
 Scenario = IntEnum("Scenario", {name: code for code, name in enumerate(SCENARIOS)})  # type: ignore[misc]
@@ -81,6 +80,7 @@ def _described(limit: int, **more: int) -> WithJsonSchema:
     return WithJsonSchema({"type": "string", "maxLength": limit, **more})
 
 
+PLAIN = "constrained-str"  # pydantic's name of the next type: what is wrong with an id, the second kind says
 Plain = Annotated[str, Field(pattern=f"^[!-~]([ -~]{{0,{ID_BYTES - 2}}}[!-~])?$")]
 Id = Annotated[  # nearly all are plain, and three are in an event: those that are need no call of Python
     Plain | Annotated[str, AfterValidator(_id)],

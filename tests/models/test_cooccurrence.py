@@ -76,7 +76,7 @@ def test_directions_are_the_largest_of_a_singular_value_decomposition() -> None:
 @given(pairs=st.integers(1, 120), seed=st.integers(0, 2**32 - 1))
 @settings(max_examples=50, deadline=None)
 def test_equal_singular_values_do_no_harm(pairs: int, seed: int) -> None:
-    """As many pairs of items that nothing else joins have: Lanczos' method fails on some."""
+    """As many pairs of items that nothing else joins have."""
     known = csr_matrix(np.kron(np.eye(pairs), [[0.0, 2.0], [2.0, 0.0]]))
     found = directions(known, 64, np.random.default_rng(seed))
     assert found.shape == (2 * pairs, min(64, 2 * pairs - 1))
