@@ -8,6 +8,10 @@ Marks are in the order of their first two bytes: the latest offset applied of ea
 (epoch) of that topic. Records are in the order of time, then scenario, then arrival, newest last, so that events of
 several topics give the same bytes in whatever order they come in.
 
+On its way into a history an event is an entry, one after the other without a header:
+
+    entry    offset u40 | event-id hash 8 bytes | record                                                  13 + record
+
 The profile version counts what is known: two for each event record ever applied, less one for each record whose codes
 are still pending. So it grows with every event and with every code filled in, and is the same after any replay.
 """
@@ -29,6 +33,7 @@ HEADER = struct.Struct(">BBHIH")
 MARK_BYTES = 8
 FIXED_BYTES = 11  # of a record, without its codes
 PENDING = 1 << 39
+HEAD_BYTES = 13  # of an entry, before its record
 
 
 @dataclass(frozen=True)
@@ -75,11 +80,27 @@ class History:
         return (self.version + sum(r.codes is None for r in self.records)) // 2
 
 
-def pack_record(record: Record, code_bytes: int) -> bytes:
-    """`FIXED_BYTES + code_bytes` bytes."""
-    when = (record.ts - OLDEST_MS) << 6 | record.scenario << 4 | record.action
-    item = record.item | (PENDING if record.codes is None else 0)
-    return when.to_bytes(6, "big") + item.to_bytes(5, "big") + (record.codes or bytes(code_bytes))
+class Entry(NamedTuple):
+    """One event on its way into a history."""
+
+    offset: int
+    event: bytes  # identity.event_hash
+    record: Record
+
+
+def pack_record(ts: int, scenario: int, action: int, item: int, codes: bytes | None, code_bytes: int) -> bytes:
+    """The fields of a `Record` in `FIXED_BYTES + code_bytes` bytes."""
+    if codes is None:
+        item, codes = item | PENDING, bytes(code_bytes)
+    when = (ts - OLDEST_MS) << 6 | scenario << 4 | action
+    return when.to_bytes(6) + item.to_bytes(5) + codes
+
+
+def unpack_entries(data: bytes, code_bytes: int) -> list[Entry]:
+    """The entries in `data`. They are packed in `stream.ingest`, where no object per event can be afforded."""
+    size = HEAD_BYTES + FIXED_BYTES + code_bytes
+    parts = [data[i : i + size] for i in range(0, len(data), size)]
+    return [Entry(int.from_bytes(p[:5]), p[5:HEAD_BYTES], _record(p[HEAD_BYTES:])) for p in parts]
 
 
 def encode(history: History) -> bytes:
@@ -91,7 +112,7 @@ def encode(history: History) -> bytes:
         key.to_bytes(2, "big") + epoch.to_bytes(1, "big") + offset.to_bytes(5, "big")
         for key, (epoch, offset) in sorted(history.marks.items())
     )
-    return header + marks + b"".join(pack_record(r, history.code_bytes) for r in history.records)
+    return header + marks + b"".join(pack_record(*r, history.code_bytes) for r in history.records)
 
 
 def decode(data: bytes) -> History:

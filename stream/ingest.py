@@ -18,19 +18,18 @@ from stream.admission import Admission
 from stream.dirty_queue import DirtyQueue
 from stream.errors import Permanent
 from stream.events import Event, Scenario, SearchEvent
-from stream.history import Record, Source
+from stream.history import Source, pack_record
 from stream.identity import event_hash, item_key, query_key
 from stream.ledger import Batch
 from stream.ledger import Record as LogRecord
 from stream.ports import DeadLetter, Log
 from stream.retry import persistently
 from stream.stats import Stats
-from stream.stores import Append, Applied, Dirty, Entry, Histories, Items, Registry, StoredItem
+from stream.stores import Append, Applied, Dirty, Histories, Items, Registry, StoredItem
 
 log = logging.getLogger(__name__)
 ACTION_CODES = {name: code for code, name in enumerate(ACTIONS)}
 Arrival = tuple[LogRecord, Event, str]  # a valid event, the record it came in, and the name of its item
-NEVER: tuple[float, StoredItem | None] = (0.0, None)
 CACHE_SECONDS = 60.0  # that codes may be those of an item's old text
 
 
@@ -59,33 +58,29 @@ def dead_letter(batch: Batch, record: LogRecord, reason: str) -> DeadLetter:
 
 
 class ItemCache:
-    """Coded items by name, the least recently used given up first, and each after a while: its text may have changed.
+    """Coded items by name, each for a while, as its text may change; of too many, those known longest are given up.
     Items without codes are asked for each time."""
 
     def __init__(self, items: Items, size: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._items = items
         self._size = size
         self._clock = clock
-        self._known: OrderedDict[str, tuple[float, StoredItem]] = OrderedDict()  # with when it was learnt
+        self._known: OrderedDict[str, tuple[float, StoredItem]] = OrderedDict()  # in the order of when it was learnt
 
     async def get(self, names: Sequence[str]) -> dict[str, StoredItem]:
         """Every name's item."""
-        now = self._clock()
-        found: dict[str, StoredItem] = {}
-        missing = []
-        for name in dict.fromkeys(names):
-            learnt, item = self._known.get(name, NEVER)
-            if item is None or now - learnt > CACHE_SECONDS:
-                missing.append(name)
-            else:
-                self._known.move_to_end(name)
-                found[name] = item
+        now, known, wanted = self._clock(), self._known, dict.fromkeys(names)
+        while known and now - next(iter(known.values()))[0] > CACHE_SECONDS:
+            known.popitem(last=False)
+        found = {name: known[name][1] for name in wanted if name in known}
+        missing = [name for name in wanted if name not in found]
         for item in await self._items.claim(missing) if missing else ():
             found[item.name] = item
             if item.codes is not None:
-                self._known[item.name] = (now, item)
-        while len(self._known) > self._size:
-            self._known.popitem(last=False)
+                known.pop(item.name, None)
+                known[item.name] = (now, item)
+        while len(known) > self._size:
+            known.popitem(last=False)
         return found
 
     def forget(self, names: Sequence[str]) -> None:
@@ -146,7 +141,7 @@ class Ingest:
         if not arrivals:
             return {}
         items = await self._items.get([name for _, _, name in arrivals])
-        appends = group(arrivals, source, items)
+        appends = group(arrivals, source, items, self._histories.code_bytes)
         done = list(zip(appends, await self._histories.append(appends), strict=True))
         applied = [(append, a) for append, a in done if isinstance(a, Applied)]
         for append, a in applied:
@@ -158,7 +153,9 @@ class Ingest:
         return {append.user_id: str(a) for append, a in done if isinstance(a, Permanent)}
 
 
-def group(arrivals: Sequence[Arrival], source: Source, items: Mapping[str, StoredItem]) -> list[Append]:
+def group(
+    arrivals: Sequence[Arrival], source: Source, items: Mapping[str, StoredItem], code_bytes: int
+) -> list[Append]:
     """One append per user, its events in the order of their offsets."""
     by_user: dict[str, list[Arrival]] = defaultdict(list)
     for arrival in arrivals:
@@ -169,19 +166,20 @@ def group(arrivals: Sequence[Arrival], source: Source, items: Mapping[str, Store
             user_id=user,
             source=source,
             produced_ms=min([now_ms, *[record.timestamp for record, _, _ in theirs if record.timestamp > 0]]),
-            entries=_entries(theirs, source.scenario, items),
+            entries=_entries(theirs, source.scenario, items, code_bytes),
         )
         for user, theirs in by_user.items()
     ]
 
 
-def _entries(arrivals: Sequence[Arrival], scenario: int, items: Mapping[str, StoredItem]) -> tuple[Entry, ...]:
-    return tuple(
+def _entries(arrivals: Sequence[Arrival], scenario: int, items: Mapping[str, StoredItem], code_bytes: int) -> bytes:
+    """As stream/history.py has them."""
+    return b"".join(
         [
-            Entry(
-                record.offset,
-                event_hash(event.event_id),
-                Record(event.ts, scenario, ACTION_CODES[event.action], (item := items[name]).index, item.codes),
+            record.offset.to_bytes(5)
+            + event_hash(event.event_id)
+            + pack_record(
+                event.ts, scenario, ACTION_CODES[event.action], (item := items[name]).index, item.codes, code_bytes
             )
             for record, event, name in arrivals
         ]

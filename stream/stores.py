@@ -5,15 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from stream.errors import Permanent
-from stream.history import Record, Source
-
-
-class Entry(NamedTuple):
-    """One event on its way into a history."""
-
-    offset: int
-    event: bytes  # identity.event_hash
-    record: Record
+from stream.history import Source
 
 
 class Append(NamedTuple):
@@ -22,7 +14,7 @@ class Append(NamedTuple):
     user_id: str
     source: Source
     produced_ms: int  # when the oldest of them was produced, ms since 1970
-    entries: tuple[Entry, ...]
+    entries: bytes  # as stream/history.py has them, of the store's code bytes
 
 
 class Applied(NamedTuple):
@@ -99,6 +91,8 @@ class Registry(Protocol):
 
 class Histories(Protocol):
     """Packed histories and dirty marks; every method is safe to repeat."""
+
+    code_bytes: int  # of a record's codes
 
     async def append(self, appends: Sequence[Append]) -> list[Applied | Permanent]:
         """Each atomically: de-duplicate, insert, trim, bump the version, mark dirty (laws 1 and 2). For a history that

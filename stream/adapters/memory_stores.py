@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from stream.errors import Permanent
-from stream.history import FORMAT, History, Record, decode, encode
+from stream.history import FORMAT, History, Record, decode, encode, unpack_entries
 from stream.identity import item_index, shard
 from stream.stores import Append, Applied, Backlog, Codebook, Dirty, Refreshed, StoredItem
 
@@ -39,7 +39,7 @@ class MemoryHistories:
         window = list(self.windows.get((append.user_id, source.scenario), ()))
         records, version = list(history.records), history.version
         events = duplicates = redelivered = 0
-        for entry in append.entries:
+        for entry in unpack_entries(append.entries, self.code_bytes):
             if entry.offset <= mark:
                 redelivered += 1
                 continue

@@ -12,9 +12,8 @@ from redis.asyncio import Redis
 
 from stream.adapters.redis_connection import guarded, nodes, raised, run_script, translated
 from stream.errors import Permanent
-from stream.history import pack_record
 from stream.identity import SHARDS, item_index, shard
-from stream.stores import Append, Applied, Backlog, Codebook, Dirty, Entry, Refreshed, StoredItem
+from stream.stores import Append, Applied, Backlog, Codebook, Dirty, Refreshed, StoredItem
 
 _UNREADABLE = re.compile(r"\b(FORMAT|WRONGTYPE)\b")
 COUNTERS = "fs:counters"
@@ -42,7 +41,7 @@ class RedisHistories:
 
     def __init__(self, redis: Redis, *, code_bytes: int, codebook_version: int, length: int, window: int) -> None:
         self._redis = redis
-        self._code_bytes = code_bytes
+        self.code_bytes = code_bytes
         self._codebook = codebook_version
         self._length = length
         self._window = window
@@ -59,19 +58,15 @@ class RedisHistories:
             dirty_key(shard(append.user_id)),
         ]
         mark = append.source.key.to_bytes(2, "big") + bytes([append.source.epoch])
-        entries = b"".join(self._entry(e) for e in append.entries)
-        settings = [self._code_bytes, self._codebook, self._length, self._window]
-        return keys, [append.user_id, *settings, mark, append.produced_ms, entries]
-
-    def _entry(self, entry: Entry) -> bytes:
-        return entry.offset.to_bytes(5, "big") + entry.event + pack_record(entry.record, self._code_bytes)
+        settings = [self.code_bytes, self._codebook, self._length, self._window]
+        return keys, [append.user_id, *settings, mark, append.produced_ms, append.entries]
 
     async def read(self, users: Sequence[str]) -> list[bytes | None]:
         return await _pipelined(self._redis, lambda p: [p.get(history_key(u)) for u in users])
 
     async def fill(self, codes: Mapping[str, Mapping[int, bytes]]) -> dict[str, bytes | None]:
         calls: list[tuple[list[str], list[Any]]] = [
-            ([history_key(user)], [self._code_bytes, self._codebook, _pairs(known)]) for user, known in codes.items()
+            ([history_key(user)], [self.code_bytes, self._codebook, _pairs(known)]) for user, known in codes.items()
         ]
         return dict(zip(codes, raised(await run_script(self._redis, "fill", calls)), strict=True))
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 from redis import Redis
 
 from stream import addresses, settings
+from stream.adapters.redis import RedisHistories
 from stream.adapters.redis_connection import script
 from stream.admission import Admission
 from stream.commands.worker import YOUNG
@@ -78,7 +79,7 @@ class Histories:
         self._redis = Redis.from_url(wanted.redis_url)
         self._digest = self._redis.script_load(script("append")[0])
         self._admission = Admission(wanted.max_event_bytes, lateness_hours=0)
-        self._items, self._call = asyncio.run(_opened(wanted))
+        self._items, self._histories = asyncio.run(_opened(wanted))
         self.largest = wanted.ingest_batch
         self.events, self.began, self.ended = 0, 0.0, 0.0
 
@@ -91,20 +92,20 @@ class Histories:
         arrivals, refused = validate(Batch(topic, partition, records), scenario.name, self._admission)
         assert not refused, refused[0].reason
         pipeline = self._redis.pipeline(transaction=False)
-        for append in group(arrivals, Source(scenario, partition), self._items):
-            keys, arguments = self._call(append)
+        for append in group(arrivals, Source(scenario, partition), self._items, self._histories.code_bytes):
+            keys, arguments = self._histories._append_call(append)
             pipeline.evalsha(self._digest, len(keys), *keys, *arguments)
         pipeline.execute()
         self.events += len(records)
         self.ended = time.perf_counter()
 
 
-async def _opened(wanted: Settings) -> tuple[dict[str, StoredItem], Callable[..., tuple[list[str], list[Any]]]]:
-    """Every item by name, and an append as the script's keys and arguments."""
+async def _opened(wanted: Settings) -> tuple[dict[str, StoredItem], RedisHistories]:
+    """Every item by name, and what packs an append for the script."""
     async with connect(wanted, addresses.find(wanted)) as services:
         opened = await stores(services, wanted)
         items = {item.name: item async for page in opened.items.scan() for item in page}
-        return items, opened.histories._append_call
+        return items, opened.histories
 
 
 def bytewax(wanted: Settings, histories: Histories, events: int) -> None:

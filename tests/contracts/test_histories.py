@@ -19,11 +19,11 @@ from stream.embedded.process import port_for, spawn
 from stream.embedded.redis import executable
 from stream.errors import Permanent, Transient
 from stream.events import OLDEST_MS
-from stream.history import History, Record, Source, decode, pending_items
+from stream.history import History, Record, Source, decode, pack_record, pending_items
 from stream.identity import event_hash, shard
 from stream.retry import persistently
 from stream.settings import load
-from stream.stores import Append, Applied, Backlog, Dirty, Entry, Histories, Refreshed
+from stream.stores import Append, Applied, Backlog, Dirty, Histories, Refreshed
 from tests.conftest import client_of
 
 CODE_BYTES = 3
@@ -52,12 +52,12 @@ def record(ts: int, item: int = 1, *, scenario: int = 1, codes: bytes | None = b
     return Record(ts=OLDEST_MS + ts, scenario=scenario, action=1, item=item, codes=codes)
 
 
-def entry(offset: int, record: Record, event: str | None = None) -> Entry:
-    return Entry(offset, event_hash(event or f"e{offset}"), record)
+def entry(offset: int, record: Record, event: str | None = None) -> bytes:
+    return offset.to_bytes(5) + event_hash(event or f"e{offset}") + pack_record(*record, CODE_BYTES)
 
 
-def append(*entries: Entry, user: str = "u", scenario: int = 1, partition: int = 0, epoch: int = 1) -> Append:
-    return Append(user, Source(scenario, partition, epoch), 1_000, entries)
+def append(*entries: bytes, user: str = "u", scenario: int = 1, partition: int = 0, epoch: int = 1) -> Append:
+    return Append(user, Source(scenario, partition, epoch), 1_000, b"".join(entries))
 
 
 async def read(store: Histories, user: str = "u") -> History:
@@ -224,7 +224,7 @@ events = st.lists(
 
 def batches(data: st.DataObject, stream: list[Any]) -> list[Append]:
     """The stream as its topics deliver it: cut at random, each batch perhaps delivered again."""
-    per_topic: dict[int, list[Entry]] = {0: [], 1: [], 2: []}
+    per_topic: dict[int, list[bytes]] = {0: [], 1: [], 2: []}
     for ts, scenario, event, pending in stream:
         codes = None if pending else bytes([ts, scenario, event])
         topic = per_topic[scenario]

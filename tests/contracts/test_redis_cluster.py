@@ -12,11 +12,11 @@ from stream.adapters.redis import RedisHistories, dirty_key, history_key, window
 from stream.adapters.redis_connection import connect
 from stream.errors import Transient
 from stream.events import OLDEST_MS
-from stream.history import Record, Source
+from stream.history import Source, pack_record
 from stream.identity import event_hash, shard
 from stream.retry import persistently
 from stream.settings import load
-from stream.stores import Append, Applied, Entry
+from stream.stores import Append, Applied
 from tests.redis_nodes import HOST, Nodes
 
 SIZES = {"code_bytes": 3, "codebook_version": 7, "length": 64, "window": 4}
@@ -34,8 +34,8 @@ async def opened(nodes: Nodes, replicas: int = 1) -> AsyncIterator[RedisHistorie
 
 
 def append(user: str, offset: int) -> Append:
-    record = Record(ts=OLDEST_MS + offset, scenario=1, action=1, item=offset, codes=b"abc")
-    return Append(user, Source(1, 0), 1_000, (Entry(offset, event_hash(f"{user}-{offset}"), record),))
+    record = pack_record(OLDEST_MS + offset, 1, 1, offset, b"abc", 3)
+    return Append(user, Source(1, 0), 1_000, offset.to_bytes(5) + event_hash(f"{user}-{offset}") + record)
 
 
 async def loaded(nodes: Nodes, fault: Callable[[], None]) -> None:

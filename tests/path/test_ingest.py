@@ -184,6 +184,18 @@ async def test_codes_of_an_old_text_are_used_for_a_while_only() -> None:
     assert (await cache.get(["i:a"]))["i:a"].codes == b"new."
 
 
+async def test_of_too_many_items_those_known_longest_are_asked_for_again() -> None:
+    items = MemoryItems()
+    cache = ItemCache(items, 2)
+    names = ["i:a", "i:b", "i:c"]
+    indexes = [item.index for item in await items.claim(names)]
+    await items.put_codes(dict.fromkeys(indexes, b"old."))
+    await cache.get(names)
+    await items.put_codes(dict.fromkeys(indexes, b"new."))
+    found = await cache.get(names)
+    assert [found[name].codes for name in names] == [b"new.", b"old.", b"old."]
+
+
 async def test_codes_are_written_with_the_event_once_the_item_is_known() -> None:
     rig = await Rig().provision()
     await rig.catalogue(item("a"))
