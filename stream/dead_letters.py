@@ -6,7 +6,6 @@ between leaves the letter open; replayed again, its event is there twice, which 
 """
 
 import pickle
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -17,6 +16,7 @@ from stream.dead_topic import Letter, decode
 from stream.errors import Permanent, UserError
 from stream.events import parse_event, parse_item
 from stream.ports import Outcome, Place, Reader, Returns, Settlement
+from stream.reasons import kind
 from stream.scratch import scratch
 from stream.topics import EVENT_TOPICS, ITEMS, SCENARIO_OF
 
@@ -61,7 +61,7 @@ class DeadLetters:
 
     def __enter__(self) -> Self:
         self._store = scratch(LETTERS)
-        self._store.create_function("kind", 1, _kind, deterministic=True)
+        self._store.create_function("kind", 1, kind, deterministic=True)
         self._store.execute("CREATE INDEX age ON letters (sent_ms, partition, offset)")
         return self
 
@@ -195,11 +195,6 @@ def _fault(letter: Letter) -> str | None:
     except Permanent as error:
         return f"the value given would be refused again: {error}"
     return None
-
-
-def _kind(reason: str) -> str:
-    """What reasons have in common that differ in numbers only."""
-    return re.sub(r"\d+", "…", reason)
 
 
 def _speaks_of(reason: str, text: str) -> bool:

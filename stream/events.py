@@ -25,6 +25,7 @@ from pydantic.dataclasses import dataclass
 
 from models.contract import ACTIONS, SCENARIOS
 from stream.errors import Permanent
+from stream.reasons import about
 
 SCHEMA_VERSION: Literal[1] = 1
 ID_BYTES = 256
@@ -88,7 +89,7 @@ Id = Annotated[  # nearly all are plain, and three are in an event: those that a
     _described(ID_BYTES, minLength=1),
 ]
 Label = Annotated[str, _bounded(ID_BYTES), _described(ID_BYTES)]
-Name = Annotated[str, _bounded(NAME_BYTES), _described(NAME_BYTES, minLength=1)]
+Name = Annotated[str, AfterValidator(_not_blank), _bounded(NAME_BYTES), _described(NAME_BYTES, minLength=1)]
 Prose = Annotated[str, _bounded(TEXT_BYTES), _described(TEXT_BYTES)]
 Query = Annotated[str, AfterValidator(_not_blank), _bounded(QUERY_BYTES), _described(QUERY_BYTES, minLength=1)]
 Integer = Annotated[int, Field(ge=-(2**63), lt=2**63)]  # what Qdrant stores
@@ -190,9 +191,9 @@ def parse_event(scenario: str, raw: bytes, now_ms: int | None = None) -> Event:
     except ValidationError as error:
         raise Permanent(reason(error)) from None
     if event.ts < OLDEST_MS:
-        raise Permanent("ts: must not be before 2000-01-01 (milliseconds since 1970)")
+        raise Permanent(about("ts: must not be before 2000-01-01 (milliseconds since 1970)", event.ts))
     if event.ts > (now_ms or time.time() * 1000) + AHEAD_MS:
-        raise Permanent("ts: must not be more than 5 minutes ahead (milliseconds since 1970)")
+        raise Permanent(about("ts: must not be more than 5 minutes ahead (milliseconds since 1970)", event.ts))
     return event
 
 
@@ -206,9 +207,9 @@ def parse_item(raw: bytes) -> Item:
 
 
 def reason(error: ValidationError) -> str:
-    """One line for a dead letter: the first field at fault and what is wrong with it."""
+    """One line for a dead letter: the first field at fault, what is wrong with it, and the value."""
     errors = error.errors(include_url=False, include_context=False)
     first = next((e for e in errors if e["loc"][-1:] != (PLAIN,)), errors[0])  # an attribute may be called that, too
     field = ".".join(str(part) for part in first["loc"] if "[" not in str(part))  # no names of validators
     message = first["msg"].removeprefix("Value error, ")
-    return f"{field}: {message}" if field else message
+    return about(f"{field}: {message}", first["input"]) if field else message

@@ -231,7 +231,7 @@ def test_validate_reports_line_field_and_reason(capsys: Output, tmp_path: Path) 
     (tmp_path / "events.jsonl").write_text("\n".join(map(json.dumps, lines)))
     assert cli.run(["validate", "events.jsonl"]) == 1
     out = capsys.readouterr().out.splitlines()
-    assert out[0] == "events.jsonl:2: ts: must not be before 2000-01-01 (milliseconds since 1970)"
+    assert out[0] == "events.jsonl:2: ts: must not be before 2000-01-01 (milliseconds since 1970), is 1"
     assert out[1].startswith("events.jsonl:3: scenario: ")
     assert out[2:] == ["1 good, 2 bad"]
 

@@ -15,6 +15,7 @@ from pydantic_core import to_json
 from models.contract import ACTIONS, SCENARIOS
 from stream.errors import Permanent
 from stream.events import EVENT_MODELS, PLAIN, parse_event, parse_item
+from stream.reasons import about, kind
 
 EVENT = {"event_id": "e", "user_id": "u", "item_id": "i", "action": "click", "ts": 1_700_000_000_000}
 ITEM = {"item_id": "i", "title": "t"}
@@ -57,6 +58,37 @@ def test_ids_have_at_most_256_bytes(name: str) -> None:
 def test_ids_that_are_none(name: str, wrong: Any) -> None:
     with pytest.raises(Permanent):
         event(**{name: wrong})
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "end"),
+    [
+        ("action", "zap", " or 'search', is 'zap'"),
+        ("ts", "1", " a valid integer, is '1'"),
+        ("ts", 1, " (milliseconds since 1970), is 1"),
+        ("ts", NOW_MS + 3_600_000, f" (milliseconds since 1970), is {NOW_MS + 3_600_000}"),
+        ("ts", math.nan, " a valid integer, is NaN"),
+        ("position", -1, " equal to 0, is -1"),
+        ("user_id", None, " a valid string, is null"),
+        ("user_id", "a\u202eb", r", is 'a\u202eb'"),
+        ("user_id", "é" * 129, f", is '{'é' * 59}…"),
+        ("item_id", ["a"], "item_id: Input should be a valid string"),
+    ],
+)
+def test_a_refusal_names_the_field_and_the_value(field: str, value: Any, end: str) -> None:
+    with pytest.raises(Permanent, match=f"^{field}: ") as refusal:
+        event(**{field: value})
+    assert str(refusal.value).endswith(end)
+
+
+@given(
+    value=st.one_of(st.text(), st.integers(), st.floats(), st.booleans(), st.none(), st.integers(10**4_000, 10**4_200))
+)
+def test_a_reason_is_one_bounded_printable_line_and_its_kind_is_known(value: Any) -> None:
+    told = about("ts: must not be so", value)
+    assert told.isprintable()
+    assert len(told) < 90
+    assert kind(told) == "ts: must not be so"
 
 
 @pytest.mark.parametrize("right", [946_684_800_000, NOW_MS, NOW_MS + 240_000])
@@ -138,6 +170,8 @@ def test_items() -> None:
         {"category": "c" * 257},
         {"attributes": {str(n): n for n in range(33)}},
         {"attributes": {"k" * 65: 1}},
+        {"attributes": {"": 1}},
+        {"attributes": {" ": 1}},
         {"attributes": {"k": "v" * 257}},
         {"attributes": {"k": None}},
         {"attributes": {"k": {"deep": 1}}},

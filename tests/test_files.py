@@ -95,7 +95,7 @@ def test_parquet_rows(tmp_path: Path) -> None:
     )
     first, second, third = read_events(path)
     assert isinstance(first, EventLine)
-    assert second == Fault(2, "user_id: must be at most 256 bytes of UTF-8")
+    assert second == Fault(2, f"user_id: must be at most 256 bytes of UTF-8, is '{'u' * 59}…")
     assert isinstance(third, EventLine)
     assert (third.number, third.scenario, message(third.event).count(b"null")) == (3, "search", 0)
 

@@ -302,7 +302,9 @@ def translated() -> Iterator[None]:
         raise Transient(f"Qdrant asks to wait: {error}") from error
     except ResponseHandlingException as error:
         if isinstance(error.source, httpx.TransportError):
-            raise Transient(f"Qdrant cannot be reached: {error.source!r}") from error
+            url = error.source.request.url
+            place = f"{url.scheme}://{url.netloc.decode()}"
+            raise Transient(f"Qdrant at {place} cannot be reached: {error.source!r}") from error
         raise Permanent(f"Qdrant's answer is not understood: {error.source!r}") from error
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]

@@ -282,7 +282,7 @@ async def test_a_qdrant_that_is_away_is_transient() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
     vectors = qdrant.connect(url, load())
-    with pytest.raises(Transient, match="cannot be reached"):
+    with pytest.raises(Transient, match=f"^Qdrant at {url} cannot be reached: "):
         await vectors.profile("ada")
     with pytest.raises(Transient):
         await vectors.check_ready()
