@@ -1,11 +1,14 @@
 """From a batch of raw records to durable histories.
 
-The order is the guarantee (law 1). The batch is acknowledged by the caller, after `handle` has returned:
+The order is the guarantee (law 1). `handle` does what lies between fetching and acknowledging:
 
+0. fetch: one partition's records become a batch, noted in the ledger (`stream.consumer`)
 1. decode and validate; what is no event becomes a dead letter
 2. look up items and their codes; an item unknown is kept, its codes pending
 3. one Redis script per user: history, version, dirty mark
 4. dead letters written, and acknowledged by Kafka
+5. acknowledge the batch (`stream.batches.consume`)
+6. commit what is acknowledged and everything before it is, too (`stream.consumer`)
 """
 
 import logging
