@@ -16,7 +16,7 @@ from stream.dead_topic import Letter, decode
 from stream.errors import Permanent, UserError
 from stream.events import parse_event, parse_item
 from stream.ports import Outcome, Place, Reader, Returns, Settlement
-from stream.reasons import kind
+from stream.reasons import kind, without_value
 from stream.scratch import scratch
 from stream.topics import EVENT_TOPICS, ITEMS, SCENARIO_OF
 
@@ -33,7 +33,7 @@ class Wanted:
     """Which letters; all of them when nothing is said."""
 
     names: frozenset[Place] = frozenset()
-    reason: str | None = None  # any part of it; with a colon at the end, what it begins with
+    reason: str | None = None  # any part of it but the value; with a colon at the end, what it begins with
     topic: str | None = None
     since_ms: int | None = None  # when the letter was written
     until_ms: int | None = None  # exclusive
@@ -61,7 +61,8 @@ class DeadLetters:
 
     def __enter__(self) -> Self:
         self._store = scratch(LETTERS)
-        self._store.create_function("kind", 1, kind, deterministic=True)
+        for function in (kind, without_value):
+            self._store.create_function(function.__name__, 1, function, deterministic=True)
         self._store.execute("CREATE INDEX age ON letters (sent_ms, partition, offset)")
         return self
 
@@ -93,7 +94,8 @@ class DeadLetters:
     def reasons(self, settled: bool) -> Iterator[tuple[str, int]]:
         """The kinds of reasons of the wanted letters, open ones or all, the most frequent first."""
         return self._store.execute(
-            "SELECT CASE WHEN min(reason) = max(reason) THEN min(reason) ELSE kind(reason) END, count(*) "
+            "SELECT CASE min(reason) WHEN max(reason) THEN min(reason) ELSE CASE min(without_value(reason)) "
+            "WHEN max(without_value(reason)) THEN without_value(reason) ELSE kind(reason) END END, count(*) "
             f"FROM letters WHERE {_WANTED} GROUP BY kind(reason) ORDER BY 2 DESC, 1",
             (settled,),
         )
@@ -198,4 +200,4 @@ def _fault(letter: Letter) -> str | None:
 
 
 def _speaks_of(reason: str, text: str) -> bool:
-    return reason.startswith(text) if text.endswith(":") else text in reason
+    return reason.startswith(text) if text.endswith(":") else text in without_value(reason)

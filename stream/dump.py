@@ -20,7 +20,7 @@ from stream.events import Event, Item, parse_item
 from stream.files import BATCH_ROWS, Columns, table
 from stream.ledger import Batch, Record
 from stream.ports import Reader
-from stream.reasons import kind
+from stream.reasons import without_value
 from stream.scratch import first, scratch
 from stream.topics import SCENARIO_OF
 
@@ -46,10 +46,10 @@ class Dumped:
     events: int = 0
     items: int = 0
     duplicates: int = 0
-    left_out: Counter[str] = field(default_factory=Counter)  # by topic and kind of reason
+    left_out: Counter[str] = field(default_factory=Counter)  # by topic and reason
 
     def leave_out(self, topic: str, reason: str) -> None:
-        told = f"{topic}: {kind(reason)}"
+        told = f"{topic}: {without_value(reason)}"
         self.left_out[told if told in self.left_out or len(self.left_out) < REASONS else f"{topic}: other"] += 1
 
 

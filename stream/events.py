@@ -25,7 +25,7 @@ from pydantic.dataclasses import dataclass
 
 from models.contract import ACTIONS, SCENARIOS
 from stream.errors import Permanent
-from stream.reasons import about
+from stream.reasons import about, place
 
 SCHEMA_VERSION: Literal[1] = 1
 ID_BYTES = 256
@@ -210,6 +210,6 @@ def reason(error: ValidationError) -> str:
     """One line for a dead letter: the first field at fault, what is wrong with it, and the value."""
     errors = error.errors(include_url=False, include_context=False)
     first = next((e for e in errors if e["loc"][-1:] != (PLAIN,)), errors[0])  # an attribute may be called that, too
-    field = ".".join(str(part) for part in first["loc"] if "[" not in str(part))  # no names of validators
+    field = place(first["loc"][: 2 if first["loc"][:1] == ("attributes",) else 1])  # behind it are names of validators
     message = first["msg"].removeprefix("Value error, ")
     return about(f"{field}: {message}", first["input"]) if field else message

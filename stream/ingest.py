@@ -76,15 +76,23 @@ class ItemCache:
         while known and now - next(iter(known.values()))[0] > CACHE_SECONDS:
             known.popitem(last=False)
         found = {name: known[name][1] for name in wanted if name in known}
-        missing = [name for name in wanted if name not in found]
-        for item in await self._items.claim(missing) if missing else ():
-            found[item.name] = item
+        if missing := [name for name in wanted if name not in found]:
+            claimed = await self._items.claim(missing)
+            found |= {item.name: item for item in claimed}
+            self._learn(claimed, now)
+        return found
+
+    def _learn(self, items: Sequence[StoredItem], now: float) -> None:
+        """Not what others have overtaken, who asked later: it would not be in its place."""
+        known = self._known
+        if known and next(reversed(known.values()))[0] > now:
+            return
+        for item in items:
             if item.codes is not None:
                 known.pop(item.name, None)
                 known[item.name] = (now, item)
         while len(known) > self._size:
             known.popitem(last=False)
-        return found
 
     def forget(self, names: Sequence[str]) -> None:
         for name in names:

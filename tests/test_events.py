@@ -73,6 +73,7 @@ def test_ids_that_are_none(name: str, wrong: Any) -> None:
         ("user_id", "a\u202eb", r", is 'a\u202eb'"),
         ("user_id", "é" * 129, f", is '{'é' * 59}…"),
         ("item_id", ["a"], "item_id: Input should be a valid string"),
+        ("user_id", 7, "user_id: Input should be a valid string, is 7"),
     ],
 )
 def test_a_refusal_names_the_field_and_the_value(field: str, value: Any, end: str) -> None:
@@ -89,6 +90,15 @@ def test_a_reason_is_one_bounded_printable_line_and_its_kind_is_known(value: Any
     assert told.isprintable()
     assert len(told) < 90
     assert kind(told) == "ts: must not be so"
+
+
+@given(name=st.text() | st.sampled_from(["a\nb", "a, is b", "a[b", "x" * 50_000]))
+def test_whatever_an_attribute_is_called_the_reason_is_one_bounded_printable_line(name: str) -> None:
+    with pytest.raises(Permanent) as refusal:
+        parse_item(to_json(ITEM | {"attributes": {name: None}}))
+    assert str(refusal.value).isprintable()
+    assert str(refusal.value).startswith("attributes.")
+    assert len(str(refusal.value)) < 200
 
 
 @pytest.mark.parametrize("right", [946_684_800_000, NOW_MS, NOW_MS + 240_000])

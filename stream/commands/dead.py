@@ -85,7 +85,7 @@ def list_(wanted: Wanted, settled: bool, by: str | None, as_json: bool) -> None:
     """List open letters, the oldest first.
 
     Those that are named, or that all options take, 100 unless --limit says otherwise: name, when it was written (UTC),
-    topic and key of the original, and the reason. --by reason counts together what differs in numbers only.
+    topic and key of the original, and the reason. --by reason counts together what differs in values only.
     """
     limit = wanted.limit or (None if as_json else SHOWN)
     with DeadLetters(replace(wanted, limit=limit)) as letters:

@@ -1,5 +1,6 @@
 """From raw records to histories: what is applied, what is refused, and in which order things become durable."""
 
+import asyncio
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from stream.events import Scenario
 from stream.identity import item_index, query_key
 from stream.ingest import CACHE_SECONDS, ItemCache
 from stream.ledger import Batch, Record
-from stream.stores import Append, Applied
+from stream.stores import Append, Applied, StoredItem
 from tests.path.rig import NOW_MS, Rig, event, item
 
 
@@ -190,10 +191,37 @@ async def test_of_too_many_items_those_known_longest_are_asked_for_again() -> No
     names = ["i:a", "i:b", "i:c"]
     indexes = [item.index for item in await items.claim(names)]
     await items.put_codes(dict.fromkeys(indexes, b"old."))
-    await cache.get(names)
+    for name in ("i:a", "i:b", "i:a", "i:c"):
+        await cache.get([name])
     await items.put_codes(dict.fromkeys(indexes, b"new."))
     found = await cache.get(names)
     assert [found[name].codes for name in names] == [b"new.", b"old.", b"old."]
+
+
+async def test_codes_that_came_late_are_no_longer_used_for_it() -> None:
+    now = 0.0
+    held = asyncio.Event()
+
+    class Held(MemoryItems):
+        async def claim(self, names: Sequence[str]) -> list[StoredItem]:
+            found = await super().claim(names)
+            if names == ["i:a"]:
+                await held.wait()
+            return found
+
+    items = Held()
+    cache = ItemCache(items, 10, clock=lambda: now)
+    a, b = await MemoryItems.claim(items, ["i:a", "i:b"])
+    await items.put_codes({a.index: b"old.", b.index: b"old."})
+    slow = asyncio.create_task(cache.get(["i:a"]))
+    await asyncio.sleep(0)
+    now = CACHE_SECONDS / 2
+    await cache.get(["i:b"])
+    held.set()
+    assert (await slow)["i:a"].codes == b"old."
+    await items.put_codes({a.index: b"new."})
+    now = CACHE_SECONDS + 1
+    assert (await cache.get(["i:a"]))["i:a"].codes == b"new."
 
 
 async def test_codes_are_written_with_the_event_once_the_item_is_known() -> None:
