@@ -8,7 +8,7 @@ from pydantic_core import to_json
 
 IS = ", is "
 SHOWN = 60  # characters of a value, or of a name that others chose
-PLAIN = re.compile(r"[\w-]{1,64}")
+PLAIN_NAME = re.compile(r"[\w-]{1,64}")
 
 
 def about(reason: str, value: Any) -> str:
@@ -21,7 +21,7 @@ def about(reason: str, value: Any) -> str:
 
 def place(parts: Iterable[str | int]) -> str:
     """A field in fields; what is no plain name, as those of attributes may be, is quoted."""
-    return ".".join(str(p) if PLAIN.fullmatch(str(p)) else _short(repr(p)) for p in parts)
+    return ".".join(str(p) if PLAIN_NAME.fullmatch(str(p)) else _short(repr(p)) for p in parts)
 
 
 def without_value(reason: str) -> str:
