@@ -8,7 +8,7 @@ so what is left is orthogonal to the codeword just used: |e_i|² = |s_i c|² + |
 (inferred): ê = Σ s_i c_{b_i}. By default no scale is stored and the mean scale of (level, codeword) stands in for it;
 with `scale_bits` a code also says by which of 2**scale_bits ratios, per level, that mean is to be multiplied.
 
-Ours, because decoded vectors come nearer by it at the same bytes: encoding follows the BEAM best choices per level
+Ours, because decoded vectors come nearer by it at the same bytes: encoding follows the `beam` best choices per level
 instead of the best one, and takes the one that decodes nearest; and after the levels are fitted one after another,
 codewords and mean scales are refined together, by least squares for given codes (`_refine`).
 """
@@ -30,7 +30,8 @@ from models.files import write_tensors
 from models.kmeans import balanced_kmeans
 
 FILE = "codebook.safetensors"
-BEAM = 8  # choices followed per level when encoding
+BEAM, LEAST_BEAM = 8, 2  # choices followed per level when encoding: fewer of many codewords, where little is left
+BEAM_SCORES = 2**15  # choices × codewords
 CHUNK_SCORES = 2**20  # vectors × BEAM × codewords scored at once: stays in the cache
 FIT_ROWS = 65_536  # vectors a codebook is fitted on, at most; more where there are many codewords
 FIT_ROWS_PER_CODEWORD = 16
@@ -119,6 +120,11 @@ class ResidualCodebook(nn.Module):
             book._refine(points)
         return book
 
+    @property
+    def beam(self) -> int:
+        """Choices followed per level when encoding."""
+        return max(LEAST_BEAM, min(BEAM, BEAM_SCORES // self.config.codewords))
+
     def shortened(self, levels: int) -> "ResidualCodebook":
         """The first `levels` alone: coarser vectors of fewer bytes."""
         book = ResidualCodebook(replace(self.config, levels=levels))
@@ -138,7 +144,7 @@ class ResidualCodebook(nn.Module):
 
     def encode(self, vectors: Tensor) -> Tensor:
         """Packed codes, uint8 [N, code_bytes], of `vectors` [N, dim]."""
-        chunk = max(1, CHUNK_SCORES // (BEAM * self.config.codewords))
+        chunk = max(1, CHUNK_SCORES // (self.beam * self.config.codewords))
         return torch.cat([pack(self._numbers(rows), self.config.widths) for rows in vectors.split(chunk)])
 
     def decode(self, packed: Tensor) -> Tensor:
@@ -204,14 +210,14 @@ class ResidualCodebook(nn.Module):
         return numbers[torch.arange(len(vectors), device=vectors.device), nearest]
 
     def _search(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """The indices and exact scales [N, BEAM, levels] of the choices that leave least of `vectors` [N, D]."""
+        """The indices and exact scales [N, beam, levels] of the choices that leave least of `vectors` [N, D]."""
         left = vectors[:, None]  # [N, B, D]
         indices = torch.zeros(*left.shape[:2], 0, dtype=torch.long, device=vectors.device)
         scales = torch.zeros(*left.shape[:2], 0, device=vectors.device)
         for codewords in self.codewords:
             along = left @ codewords.T  # [N, B, K]
             explained = along.clamp_min(0).square_().sub_(left.square().sum(dim=-1, keepdim=True))
-            beam = min(BEAM, explained[0].numel())
+            beam = min(self.beam, explained[0].numel())
             best = explained.flatten(1).topk(beam).indices  # [N, beam], of B × K
             parent, index = best // len(codewords), best % len(codewords)
             scale = along.flatten(1).gather(1, best)

@@ -28,13 +28,14 @@ class Training:
     hidden_ids: float = 0.1  # share of items whose id is not added to their text in a step
     # codebook: a code is at most 4 bytes
     levels: int = 2
-    codewords: int = 4_096  # per level; fewer where the catalogue cannot fill them
+    codewords: int = 16_384  # per level; fewer where the catalogue cannot fill them
     scale_bits: int = 0  # per level
     codebook_version: int = 0  # 1..65535; 0: from its content
     # user tower
     interests: int = 4  # K, per scenario
     spread: float = 0.0  # how far the interests answered are moved apart; 0: as validation bears, 1: not at all
     light: Literal["sasrec", "comirec"] = "sasrec"
+    light_reads: Literal["all", "own", "best"] = "best"  # scenarios, to answer for one; best: as validation finds
     width: int = 64  # of the light branch
     layers: int = 2
     heads: int = 2
@@ -71,6 +72,7 @@ class Training:
 # One branch over ids, nothing but next items, exact histories; ids begin as ours do, which is worth most to a baseline.
 BASELINE: dict[str, Any] = {
     "llm_view": "none",
+    "light_reads": "all",
     "share_window": 0.0,
     "share_weights": 0.0,
     "spread": 1.0,
@@ -145,7 +147,7 @@ def _refuse(config: Training) -> None:
     if config.threads > MOST_THREADS:
         raise BadInput(f"threads={config.threads}: at most {MOST_THREADS}")
     if config.codewords & (config.codewords - 1) or config.codewords < 2:
-        raise BadInput(f"codewords={config.codewords}: must be a power of two, as 256 or 4096")
+        raise BadInput(f"codewords={config.codewords}: must be a power of two, as 256 or 16384")
     bits = config.levels * (config.codewords.bit_length() - 1 + config.scale_bits)
     if bits > CODE_BITS:
         raise BadInput(f"levels, codewords and scale_bits make codes of {bits} bits; a record has {CODE_BITS}")

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK_SCORES = 2**24  # vectors × centroids scored at once: bounds memory
+MOST_AT_ONCE = 4_096  # centroids that prices and offers are found for together; of more, balanced groups are split
 SINKHORN_STEPS = 10
 SINKHORN_TEMPERATURE = 0.05
 OFFERS = 20  # rounds of deferred acceptance; the few vectors left by then take what room there is
@@ -24,16 +25,33 @@ def balanced_kmeans(vectors: Tensor, k: int, generator: torch.Generator, iterati
     encoding uses (ours; both raise the reconstruction a little).
     """
     points = F.normalize(vectors, dim=-1)
-    centroids = points[_shuffled(points, generator)[:k]]
-    for iteration in range(iterations + FREE_ITERATIONS):
-        sums = torch.zeros_like(centroids)
-        for rows in _shuffled(points, generator).split(max(4 * k, CHUNK_SCORES // k)):
-            scores = points[rows] @ centroids.T
-            chosen = balanced_assign(scores) if iteration < iterations else scores.argmax(dim=1)
-            sums.index_add_(0, chosen, vectors[rows])
-        moved = F.normalize(sums, dim=-1)
-        centroids = torch.where(sums.norm(dim=-1, keepdim=True) > 1e-6, moved, centroids)
+    centroids = _balanced(vectors, points, k, generator, iterations)
+    for _ in range(FREE_ITERATIONS):
+        chosen = [(rows @ centroids.T).argmax(dim=1) for rows in points.split(max(1, CHUNK_SCORES // k))]
+        centroids = _moved(centroids, torch.cat(chosen), vectors)
     return centroids
+
+
+def _balanced(vectors: Tensor, points: Tensor, k: int, generator: torch.Generator, iterations: int) -> Tensor:
+    """Centroids [K, D] of balanced clusters of `vectors` [N, D], whose directions are `points`. A multiple of
+    MOST_AT_ONCE are found as MOST_AT_ONCE in each of fewer, coarser clusters, which costs that much less."""
+    if k > MOST_AT_ONCE and k % MOST_AT_ONCE == 0:
+        coarse = _balanced(vectors, points, k // MOST_AT_ONCE, generator, iterations)
+        cluster = balanced_assign(points @ coarse.T)
+        within = [cluster == number for number in range(len(coarse))]
+        return torch.cat([_balanced(vectors[w], points[w], MOST_AT_ONCE, generator, iterations) for w in within])
+    centroids = points[_shuffled(points, generator)[:k]]
+    for _ in range(iterations):
+        rows = _shuffled(points, generator)
+        chosen = [balanced_assign(points[r] @ centroids.T) for r in rows.split(max(4 * k, CHUNK_SCORES // k))]
+        centroids = _moved(centroids, torch.cat(chosen), vectors[rows])
+    return centroids
+
+
+def _moved(centroids: Tensor, chosen: Tensor, vectors: Tensor) -> Tensor:
+    """The directions [K, D] of the sums of the `vectors` [N, D] that have `chosen` [N] each; where none, as before."""
+    sums = torch.zeros_like(centroids).index_add_(0, chosen, vectors)
+    return torch.where(sums.norm(dim=-1, keepdim=True) > 1e-6, F.normalize(sums, dim=-1), centroids)
 
 
 def balanced_assign(scores: Tensor) -> Tensor:

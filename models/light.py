@@ -4,13 +4,25 @@ The paper does not say what it is (unknown); ours is SASRec (Kang and McAuley 20
 positions and an explicit sink: the strongest cheap model on public sets, and trained alone it is the baseline.
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.contract import SCENARIOS
 from models.head import ProjectionHead
 
 AGO_BUCKETS = 24  # halves of powers of two
+SINK = -1  # its group
+
+
+class States(NamedTuple):
+    """Of B histories, before the last block: 0 is the sink, i stands behind event i - 1."""
+
+    values: Tensor  # [B, L + 1, width]
+    place: Tensor  # int64 [B, L + 1]: how many events of its group a state knows
+    group: Tensor  # int64 [B, L + 1]: a state knows events of its group alone
 
 
 class LightRecommender(nn.Module):
@@ -30,18 +42,37 @@ class LightRecommender(nn.Module):
         nn.init.normal_(self.wanted.weight, std=0.02)
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, events: Tensor) -> Tensor:
-        """States [B, L + 1, width] of compact encoded events [B, L, width], before the last block."""
-        states = torch.cat([self.sink.expand(len(events), 1, -1), events], dim=1)
+    def forward(self, events: Tensor, group: Tensor) -> States:
+        """Of compact encoded events [B, L, width], each of a `group` [B, L]."""
+        values, place, group = states = behind(self.sink, events, group)
+        mask = readable(group, torch.arange(values.shape[1], device=group.device).expand_as(group), group)
         for block in self.blocks[:-1]:
-            states = block(states)
-        return states
+            values = block(values, place, values, place, mask)
+        return states._replace(values=values)
 
-    def asked(self, states: Tensor, place: Tensor, scenario: Tensor) -> Tensor:
-        """[B, Q, 1, width] of the `states` of `forward`: what those in `place` [B, Q] say of a `scenario` [B, Q]."""
-        asking = states.gather(1, place[..., None].expand(-1, -1, states.shape[2])) + self.wanted(scenario)
-        answers: Tensor = self.norm(self.blocks[-1](states, asking, place))
+    def asked(self, states: States, known: Tensor, group: Tensor, scenario: Tensor) -> Tensor:
+        """[B, Q, 1, width]: what those of the first `known` events [B, Q] that are of a `group` [B, Q] say of a
+        `scenario` [B, Q]."""
+        mask = readable(states.group, known, group)
+        newest = (mask * torch.arange(mask.shape[2], device=mask.device)).amax(dim=2)
+        asking = states.values.gather(1, newest[..., None].expand(-1, -1, states.values.shape[2]))
+        asking, place = asking + self.wanted(scenario), mask.sum(dim=2) - 1
+        answers: Tensor = self.norm(self.blocks[-1](asking, place, states.values, states.place, mask))
         return answers[:, :, None]
+
+
+def behind(sink: Tensor, events: Tensor, group: Tensor) -> States:
+    """The `sink` [width] and, behind it, the `events` [B, L, width], each of a `group` [B, L], a scenario's number."""
+    place = F.one_hot(group, len(SCENARIOS)).cumsum(dim=1).gather(2, group[..., None])[..., 0]
+    values = torch.cat([sink.expand(len(events), 1, -1), events], dim=1)
+    return States(values, F.pad(place, (1, 0)), F.pad(group, (1, 0), value=SINK))
+
+
+def readable(group: Tensor, known: Tensor, asking: Tensor) -> Tensor:
+    """Which states, each of a `group` [B, L + 1], answer for the first `known` events [B, Q] of the group `asking`
+    [B, Q]: the sink and those of that group. Bool [B, Q, L + 1]."""
+    row = torch.arange(group.shape[1], device=group.device)
+    return (row <= known[..., None]) & ((group[:, None] == asking[..., None]) | (row == 0))
 
 
 class SelfAttentive(nn.Module):
@@ -57,22 +88,24 @@ class SelfAttentive(nn.Module):
         self.norm = nn.LayerNorm(width)
         nn.init.zeros_(self.ago.weight)
 
-    def forward(self, events: Tensor) -> Tensor:
+    def forward(self, events: Tensor, group: Tensor) -> States:
         """H [B, L + 1, width] of compact encoded events [B, L, width]: they and, before them, the sink."""
-        return torch.cat([self.sink.expand(len(events), 1, -1), events], dim=1)
+        return behind(self.sink, events, group)
 
-    def asked(self, states: Tensor, place: Tensor, scenario: Tensor) -> Tensor:  # noqa: ARG002
-        """[B, Q, K, width] of H up to each `place` [B, Q]; the same for every scenario."""
-        ago = place[..., None] - torch.arange(states.shape[1], device=states.device)  # [B, Q, L + 1]
+    def asked(self, states: States, known: Tensor, group: Tensor, scenario: Tensor) -> Tensor:  # noqa: ARG002
+        """[B, Q, K, width] of H of the first `known` [B, Q] events that are of a `group` [B, Q]; the same for every
+        scenario."""
+        there = readable(states.group, known, group)
+        ago = there.sum(dim=2, keepdim=True) - 1 - states.place[:, None]  # [B, Q, L + 1]
         bias = self.ago((1 + ago.clamp_min(0)).float().log2().mul(2).long().clamp_max(AGO_BUCKETS - 1))
-        scores = self.w2(torch.tanh(self.w1(states)))[:, None] + bias  # [B, Q, L + 1, K]
-        weights = scores.masked_fill((ago < 0)[..., None], -torch.inf).softmax(dim=2)
-        normed: Tensor = self.norm(torch.einsum("bqjk,bjw->bqkw", self.dropout(weights), states))
+        scores = self.w2(torch.tanh(self.w1(states.values)))[:, None] + bias  # [B, Q, L + 1, K]
+        weights = scores.masked_fill(~there[..., None], -torch.inf).softmax(dim=2)
+        normed: Tensor = self.norm(torch.einsum("bqjk,bjw->bqkw", self.dropout(weights), states.values))
         return normed
 
 
 class Block(nn.Module):
-    """x + Attention(LN(x)), then x + FeedForward(LN(x)); causal."""
+    """x + Attention(LN(x)), then x + FeedForward(LN(x))."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -82,18 +115,13 @@ class Block(nn.Module):
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, asking: Tensor | None = None, place: Tensor | None = None) -> Tensor:
-        """[B, L, width] of `x` [B, L, width]; or [B, Q, width] of `asking`, each as if it stood in its `place` [B, Q]
-        of `x` and read that and what is before."""
+    def forward(self, asking: Tensor, at: Tensor, x: Tensor, place: Tensor, mask: Tensor) -> Tensor:
+        """[B, Q, width] of `asking` [B, Q, width], which stand `at` [B, Q] and read, where `mask` [B, Q, L] allows,
+        `x` [B, L, width] in their `place` [B, L]."""
         p = self.dropout.p if self.training else 0.0
-        row = torch.arange(x.shape[1], device=x.device)
         k, v = self._heads(self.kv(self.attention_norm(x))).chunk(2, dim=-1)
-        if asking is None or place is None:
-            asking, place, mask = x, row, None
-        else:
-            mask = (place[..., None] >= row)[:, None]
-        q = rotate(self._heads(self.q(self.attention_norm(asking))), place[..., None, :, None])
-        mixed = F.scaled_dot_product_attention(q, rotate(k, row[:, None]), v, mask, p, is_causal=mask is None)
+        q = rotate(self._heads(self.q(self.attention_norm(asking))), at[:, None, :, None])
+        mixed = F.scaled_dot_product_attention(q, rotate(k, place[:, None, :, None]), v, mask[:, None], p)
         y = asking + self.dropout(self.out(mixed.transpose(1, 2).flatten(2)))
         fed: Tensor = y + self.dropout(self.down(self.dropout(F.gelu(self.up(self.forward_norm(y))))))
         return fed

@@ -102,8 +102,8 @@ class Objective(nn.Module):
         self.items.train(training)
         return vectors
 
-    def forward(self, batch: Sequences, draws: Tensor) -> Losses:
-        """The parts of the loss of `batch` against the items `draws` [P]."""
+    def forward(self, batch: Sequences, draws: Tensor, apart: bool) -> Losses:
+        """The parts of the loss of `batch` against the items `draws` [P]; `apart` as in the user tower's config."""
         asked = (batch.rows, batch.target, batch.window, draws)
         needed, place = torch.cat([part.flatten().clamp_min(0) for part in asked]).unique(return_inverse=True)
         vectors = self.catalogue.vectors(self.items, needed)
@@ -112,13 +112,13 @@ class Objective(nn.Module):
             for places, part in zip(place.split([part.numel() for part in asked]), asked, strict=True)
         )
         known = self.users.codebook.decode(self.codes[batch.rows]) if self.codes.shape[1] else vectors[rows]
-        found = self.users.interests(known, batch.histories, batch.cuts)
+        found = self.users.interests(known, batch.histories, batch.cuts, apart)
         window = window[:, :, list(self.users.config.scenarios)]
         own = torch.full((len(needed),), NONE, device=drawn.device)
         own[drawn] = torch.arange(len(drawn), device=drawn.device)
         pool = Pool(vectors, self.users.config.light_dim, drawn, own, len(self.catalogue.warm))
         return {
-            **self._next(found, target, self.users.slot[batch.target_scenario], pool),
+            **self._next(found, target, self.users.slot[batch.target_scenario], pool, apart),
             **self._refined(found, window[..., 0], pool),
             **self._window(found, window, pool),
         }
@@ -129,14 +129,15 @@ class Objective(nn.Module):
         pairs = zip(losses.items(), counts, strict=True)
         return torch.stack([share[name.split()[0]] * loss / max(n, 1) for (name, (loss, _)), n in pairs]).sum()
 
-    def _next(self, found: Interests, target: Tensor, scenario: Tensor, pool: "Pool") -> Losses:
+    def _next(self, found: Interests, target: Tensor, scenario: Tensor, pool: "Pool", apart: bool) -> Losses:
         """Of the target [B, L + 1] behind the first 0..L events: nothing is asked where nothing is known."""
         users, scales, losses = self.users, self.users.scales(), Losses()
         if users.config.light_dim:
-            place = torch.arange(1, target.shape[1], device=target.device).expand(len(target), -1)
-            asked = users.light.asked(found.light_states, place, scenario[:, 1:])
+            known = torch.arange(1, target.shape[1], device=target.device).expand(len(target), -1)
+            wanted = scenario[:, 1:]
+            asked = users.light.asked(found.light_states, known, wanted * apart, wanted)
             at = (target[:, 1:] != NONE).nonzero(as_tuple=True)
-            queries = users.coarse.of(asked[at], scenario[:, 1:][at])
+            queries = users.coarse.of(asked[at], wanted[at])
             losses["next light"] = pool.loss("light", queries * scales[0], target[:, 1:][at])
         if users.config.llm_dim:
             behind = found.llm_events + 1  # 0 for no event

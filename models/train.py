@@ -84,11 +84,12 @@ def train(folder: Path, out: Path, config: Training, start: Path | None = None) 
         catalogue = read_catalogue(data, towers.items, config, out / FEATURES)
     shares = Shares(window=config.share_window, weights=config.share_weights)
     objective = Objective(towers.items.vectors, towers.users, catalogue, shares)
-    run = Run(objective, data, split, config, accelerator, out, unfinished)
     if start:
-        run.objective.read_through_codes(towers.users.codebook)
-    else:
+        objective.read_through_codes(towers.users.codebook)
+    run = Run(objective, data, split, config, accelerator, out, unfinished)
+    if not start:
         run.rounds("1 vectors", run.enough(config.epochs), config.rate)
+        run.choose_reading()
         fit_codebook(run.objective, towers.users, config)
         run.objective.read_through_codes(towers.users.codebook)
     run.phase("2 codes", config.code_epochs, config.rate / GENTLY)
@@ -173,6 +174,7 @@ def user_tower(data: Behaviour, split: Split, config: Training) -> UserTower:
             scenarios=tuple(np.argsort(-asked, kind="stable")[: max(1, np.count_nonzero(asked))].tolist()),
             width=config.width,
             light=config.light,
+            apart=config.light_reads == "own",
             layers=config.layers,
             heads=config.heads,
             quotas=tuple(quotas.tolist()),
@@ -240,6 +242,9 @@ class Run:
         self.sampler = Sampler(data, training, config.length, config.cuts, config.window)
         self.questions = splits.sample(split.valid, config.questions, config.seed)
         self.step = 0  # epochs of all phases
+        sizes, trained = objective.users.config, objective.codes.shape[1] > 0
+        several = sizes.light_dim > 0 and len(sizes.scenarios) > 1
+        self.choosing = several and not trained and config.light_reads == "best"  # whether to read scenarios apart
         told = training & data.wanted
         told[data.first[:-1]] = False
         if not told.any():
@@ -334,14 +339,27 @@ class Run:
         batch = self.sampler.draw(users, rng)
         draws = warm[torch.from_numpy(rng.permutation(len(warm))[: self.config.draws]).to(warm.device)]
         shard = batch.shard(accelerator.process_index, accelerator.num_processes).to(accelerator.device)
-        losses: Losses = module(shard, draws)
+        apart = bool(rng.random() < 0.5) if self.choosing else self.objective.users.config.apart
+        losses: Losses = module(shard, draws, apart)
         counts: Tensor = accelerator.reduce(torch.tensor([n for _, n in losses.values()], device=accelerator.device))
         return losses, counts
 
     def validate(self) -> dict[str, float]:
-        """Figures on the validation questions, by the maximum over interests; the same on every process."""
-        objective = self.objective.eval()
-        return evaluate.quick(objective, self.data, self.questions, self.config.length)
+        """Figures on the validation questions, by the maximum over interests; the same on every process. While it is
+        to be chosen whether the light branch reads scenarios apart, it is left as it answers best."""
+        objective, found = self.objective.eval(), dict[bool, dict[str, float]]()
+        for apart in (False, True) if self.choosing else (objective.users.config.apart,):
+            objective.users.config = replace(objective.users.config, apart=apart)
+            found[apart] = evaluate.quick(objective, self.data, self.questions, self.config.length)
+        best = max(found, key=lambda apart: found[apart][WATCHED])
+        objective.users.config = replace(objective.users.config, apart=best)
+        return found[best]
+
+    def choose_reading(self) -> None:
+        """From here on the light branch, which has learnt both ways, reads as the kept epoch does best."""
+        if self.choosing:
+            self.validate()
+            self.choosing = False
 
     def calibrate(self) -> None:
         """From validation: how far interests are moved apart, and one temperature for their weights, put into the
@@ -372,6 +390,8 @@ class Run:
             "step": self.step,
             "state": state,
             "objective": self.objective.state_dict(),
+            "apart": self.objective.users.config.apart,
+            "choosing": self.choosing,
             "adam": adam.state_dict(),
             "rates": rates.state_dict(),
         }
@@ -386,6 +406,8 @@ class Run:
             return None
         self.step = whole["step"]
         self.objective.load_state_dict(whole["objective"])
+        self.objective.users.config = replace(self.objective.users.config, apart=whole["apart"])
+        self.choosing = whole["choosing"]
         if whole["phase"] > phase:
             return {"epoch": epochs, "best_epoch": epochs, "kept": whole["objective"]}
         adam.load_state_dict(whole["adam"])

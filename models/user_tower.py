@@ -22,7 +22,7 @@ from models.codebook import CodebookConfig, ResidualCodebook
 from models.contract import DIM, SCENARIOS
 from models.events import EventEncoder, Histories
 from models.files import write_tensors
-from models.light import InterestHead, LightRecommender, SelfAttentive
+from models.light import InterestHead, LightRecommender, SelfAttentive, States
 from models.loss import bounded
 from models.refine import Refiner
 from models.spread import spread
@@ -46,6 +46,7 @@ class UserTowerConfig:
     heads: int = 2
     quotas: tuple[int, ...] = (24, 24, 16)  # recent events of search, feed, discovery that the LLM reads
     dropout: float = 0.1
+    apart: bool = False  # whether the light branch reads, for each scenario, the events of that scenario alone
     spread: float = 1.0  # how far the interests answered are moved apart
     codebook: dict[str, int] = field(default_factory=lambda: asdict(CodebookConfig()))
     training: dict[str, Any] = field(default_factory=dict)  # seed, command, figures: how it came to be
@@ -61,7 +62,7 @@ class Interests(NamedTuple):
     light: Tensor  # unit, [B, G, S, K, light_dim], S of the scenarios known
     refined: Tensor  # unit, [B, G, S, K, llm_dim]
     weights: Tensor  # logits, [B, G, S, K]
-    light_states: Tensor  # [B, L + 1, …], to be asked: 0 is the sink, i stands behind event i - 1
+    light_states: States  # to be asked
     llm_states: Tensor  # [B, R, h], behind the mixed events
     llm_events: Tensor  # int64 [B, R]: which event each of those is; -1 for none
 
@@ -116,7 +117,7 @@ class UserTower(nn.Module):
         unseen = coarse.isnan().any(dim=1)
         if self.config.light_dim and unseen.any():
             first = items[unseen, :, : self.config.light_dim]
-            light, weights, _ = self._look(first, histories.rows(unseen), cuts[unseen])
+            light, weights, _ = self._look(first, histories.rows(unseen), cuts[unseen], self.config.apart)
             coarse = coarse.index_put((unseen,), torch.cat([light, weights[..., None]], dim=-1).flatten(1))
         shape = (1, len(self.config.scenarios), self.config.interests)
         light, logits = coarse.unflatten(1, (*shape, -1)).split([self.config.light_dim, 1], dim=-1)
@@ -138,28 +139,31 @@ class UserTower(nn.Module):
         fill = math.nan if self.config.light_dim else 0.0
         return torch.full((rows, self.coarse_size), fill, device=self.log_scale.device)
 
-    def interests(self, items: Tensor, histories: Histories, cuts: Tensor) -> Interests:
-        """Of compact `histories` with item vectors `items` [B, L, dim], cut behind `cuts` [B, G] events."""
+    def interests(self, items: Tensor, histories: Histories, cuts: Tensor, apart: bool) -> Interests:
+        """Of compact `histories` with item vectors `items` [B, L, dim], cut behind `cuts` [B, G] events; `apart` as in
+        the config."""
         c, (B, G), shape = self.config, cuts.shape, (len(self.config.scenarios), self.config.interests)
         first, second = items.split([c.light_dim, c.llm_dim], dim=-1)
         light = refined = items.new_zeros(B, G, *shape, 0)
         weights = items.new_zeros(B, G, *shape)
-        light_states = llm_states = items.new_zeros(B, 0, 0)
+        llm_states = items.new_zeros(B, 0, 0)
+        light_states = States(llm_states, *(cuts.new_zeros(B, 0) for _ in range(2)))
         llm_events = cuts.new_zeros(B, 0)
         if c.light_dim:
-            light, weights, light_states = self._look(first, histories, cuts)
+            light, weights, light_states = self._look(first, histories, cuts, apart)
         if c.llm_dim:
             refined, more, llm_states, mixed = self.refiner(second, histories, light.detach(), cuts)
             weights = weights + more
             llm_events = mixed.rows.masked_fill(~mixed.picked, -1)
         return Interests(light, refined, weights, light_states, llm_states, llm_events)
 
-    def _look(self, items: Tensor, histories: Histories, cuts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _look(self, items: Tensor, histories: Histories, cuts: Tensor, apart: bool) -> tuple[Tensor, Tensor, States]:
         """What the light branch makes of its part of the items: `light`, its logits of `weights`, `light_states`."""
         (B, G), scenarios = cuts.shape, len(self.config.scenarios)
-        states = self.light(self.encoder(items, histories))
-        place, scenario = cuts.repeat_interleave(scenarios, dim=1), torch.arange(scenarios, device=cuts.device)
-        asked = self.light.asked(states, place, scenario.repeat(B, G)).unflatten(1, (G, -1))
+        states = self.light(self.encoder(items, histories), self.slot[histories.scenario] * apart)
+        known, scenario = cuts.repeat_interleave(scenarios, dim=1), torch.arange(scenarios, device=cuts.device)
+        scenario = scenario.repeat(B, G)
+        asked = self.light.asked(states, known, scenario * apart, scenario).unflatten(1, (G, -1))
         return self.coarse(asked), self.weigh(asked.mean(dim=3)), states
 
     def scales(self) -> Tensor:

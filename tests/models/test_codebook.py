@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 
-from models import codebook
+from models import codebook, kmeans
 from models.bits import pack, packed_bytes, unpack
 from models.codebook import FILE, CodebookConfig, ResidualCodebook
 from models.errors import BadInput
@@ -100,6 +100,27 @@ def test_kmeans_finds_planted_clusters() -> None:
     points = centres.repeat(30, 1) + 0.05 * torch.randn(240, 16, generator=generator)
     found = balanced_kmeans(points, 8, generator, iterations=30)
     assert (F.normalize(points, dim=-1) @ found.T).max(dim=1).values.mean() > 0.9
+
+
+def test_clusters_of_clusters_are_about_as_near(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as cannot be found at once."""
+    points = _unit(3_000)
+
+    def nearest() -> float:
+        found = balanced_kmeans(points, 64, torch.Generator().manual_seed(3), iterations=8)
+        assert found.shape == (64, 16)
+        return float((points @ found.T).amax(dim=1).mean())
+
+    at_once = nearest()
+    monkeypatch.setattr(kmeans, "MOST_AT_ONCE", 8)
+    assert nearest() > 0.98 * at_once
+
+
+def test_a_small_cluster_of_many_fills_its_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kmeans, "MOST_AT_ONCE", 8)
+    points = _unit(64)
+    found = balanced_kmeans(points, 64, torch.Generator().manual_seed(3), iterations=8)
+    assert (points @ found.T).amax(dim=1).min() > 0.999, "as many centroids as vectors: each is one"
 
 
 def test_depth_and_stored_scales_bring_the_decoded_vector_nearer() -> None:

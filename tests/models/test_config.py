@@ -43,8 +43,8 @@ def test_settings_stand_above_the_preset_and_that_above_the_base() -> None:
         ("threads=100000000", "threads=100000000: at most 1024"),
         ("codewords=3", "codewords=3: must be a power of two"),
         ("codewords=1", "codewords=1: must be a power of two"),
-        ("levels=9", "levels, codewords and scale_bits make codes of 108 bits; a record has 32"),
-        ("scale_bits=5", "levels, codewords and scale_bits make codes of 34 bits"),
+        ("levels=9", "levels, codewords and scale_bits make codes of 126 bits; a record has 32"),
+        ("scale_bits=5", "levels, codewords and scale_bits make codes of 38 bits"),
         ("llm_hidden=12", "llm_hidden=12: its 4 heads need a multiple of 8"),
     ],
 )

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from models.codebook import ResidualCodebook
 from models.contract import SCENARIOS
 from models.item_vectors import ItemVectors, View
+from models.light import States
 from models.objective import Catalogue, Objective, Shares
 from models.sequences import NONE, Sampler, Sequences
 from tests.models.populations import random_behaviour
@@ -37,14 +38,14 @@ def reached(objective: Objective, names: set[str]) -> set[str]:
     """The parameters that the losses of these `names` change."""
     objective.zero_grad()
     made, batch, draws = objective, *make()[1:]
-    losses = made(batch, draws)
+    losses = made(batch, draws, False)
     torch.stack([loss for name, (loss, _) in losses.items() if name in names]).sum().backward()
     return {name for name, p in objective.named_parameters() if p.grad is not None and p.grad.abs().max() > 1e-4}
 
 
 def test_each_loss_counts_its_targets() -> None:
     objective, batch, draws = make()
-    losses = objective(batch, draws)
+    losses = objective(batch, draws, False)
     behind = batch.target[:, 1:] != NONE
     window = batch.window[batch.window[..., 0] != NONE]
     assert losses[LIGHT][1] == losses[LLM][1] == behind.sum(), "the LLM reads all of so short a history"
@@ -56,13 +57,15 @@ def test_each_loss_counts_its_targets() -> None:
 def test_the_next_items_loss_is_the_cross_entropy_over_all_warm_items_at_every_event() -> None:
     objective, batch, draws = make()
     users, vectors = objective.users, objective.vectors()
-    loss, count = objective(batch, draws)[LIGHT]
-    states = users.light(users.encoder(vectors[batch.rows][..., :8], batch.histories))
+    loss, count = objective(batch, draws, False)[LIGHT]
+    none = torch.zeros_like(batch.rows)
+    states = users.light(users.encoder(vectors[batch.rows][..., :8], batch.histories), none)
     views = F.normalize(vectors[: ITEMS - COLD, :8], dim=-1)
     total = torch.zeros(())
     for row, place in (batch.target[:, 1:] != NONE).nonzero().tolist():
         target, scenario = batch.target[row, place + 1], batch.target_scenario[row, place + 1, None]
-        asked = users.light.asked(states[row : row + 1], torch.tensor([[place + 1]]), scenario[None])
+        state, known = States(*(part[row : row + 1] for part in states)), torch.tensor([[place + 1]])
+        asked = users.light.asked(state, known, torch.zeros_like(known), scenario[None])
         interests = users.coarse.of(asked[0], scenario)[0]
         scores = users.scales()[0] * interests @ views.T
         total += scores.flatten().logsumexp(0) - scores[:, target].logsumexp(0)
@@ -78,7 +81,7 @@ def test_the_branches_are_trained_apart() -> None:
     assert "items.parts.0.table.weight" in light
     assert "items.parts.1.table.weight" in llm
     objective.zero_grad()
-    objective(*make()[1:])[LIGHT][0].backward()
+    objective(*make()[1:], False)[LIGHT][0].backward()
     assert (objective.users.log_scale.grad != 0).tolist() == [True, False]
 
 
@@ -100,18 +103,18 @@ def test_once_read_through_codes_items_stay_as_they_are() -> None:
     objective.users.codebook = ResidualCodebook(book.config)
     objective.read_through_codes(book)
     objective.train()
-    losses = objective(batch, draws)
+    losses = objective(batch, draws, False)
     objective.total(losses, [n for _, n in losses.values()]).backward()
     assert [name for name, p in objective.items.named_parameters() if p.grad is not None] == []
     assert objective.users.refiner.queries.grad.any()
-    again = objective(batch, draws)
+    again = objective(batch, draws, False)
     assert losses["window"][0] != 0
     for name in losses:
         torch.testing.assert_close(losses[name][0], again[name][0], msg=f"{name}: nothing hidden, no dropout on items")
     assert torch.equal(objective.vectors(), before)
     with torch.no_grad():
         objective.codes = objective.codes.flip(0)
-    assert objective(batch, draws)[LIGHT][0] != losses[LIGHT][0], "histories are read through codes"
+    assert objective(batch, draws, False)[LIGHT][0] != losses[LIGHT][0], "histories are read through codes"
 
 
 def test_ids_are_hidden_in_training_where_a_text_can_stand_in() -> None:
@@ -139,7 +142,7 @@ def test_ids_are_hidden_in_training_where_a_text_can_stand_in() -> None:
 def test_the_whole_is_the_weighted_sum_of_means() -> None:
     objective, batch, draws = make()
     objective.shares = Shares(next=1.0, refined=2.0, window=3.0, weights=4.0)
-    losses = objective(batch, draws)
+    losses = objective(batch, draws, False)
     share = {LIGHT: 1, LLM: 1, "refined": 2, "window": 3, "weights": 4}
     expected = sum(share[name] * loss / n for name, (loss, n) in losses.items())
     torch.testing.assert_close(objective.total(losses, [n for _, n in losses.values()]), expected)
@@ -148,7 +151,7 @@ def test_the_whole_is_the_weighted_sum_of_means() -> None:
 @pytest.mark.parametrize("left_out", ["light_dim", "llm_dim"])
 def test_a_branch_that_is_left_out_has_no_loss_and_no_say(left_out: str) -> None:
     objective, batch, draws = make(**{left_out: 0})
-    losses = objective(batch, draws)
+    losses = objective(batch, draws, False)
     names = {LIGHT, "window", "weights"} if left_out == "llm_dim" else {LLM, "refined", "window", "weights"}
     assert set(losses) == names
     objective.total(losses, [n for _, n in losses.values()]).backward()
@@ -158,7 +161,7 @@ def test_a_branch_that_is_left_out_has_no_loss_and_no_say(left_out: str) -> None
 def test_a_batch_without_any_target_is_a_loss_of_nothing() -> None:
     objective, batch, draws = make()
     nothing = {"target": torch.full_like(batch.target, NONE), "window": torch.full_like(batch.window, NONE)}
-    losses = objective(Sequences(**vars(batch) | nothing), draws)
+    losses = objective(Sequences(**vars(batch) | nothing), draws, False)
     assert all(loss == 0 and n == 0 for loss, n in losses.values())
     objective.total(losses, [0] * len(losses)).backward()
     grads = [p.grad for p in objective.parameters() if p.grad is not None]
@@ -168,6 +171,6 @@ def test_a_batch_without_any_target_is_a_loss_of_nothing() -> None:
 
 def test_targets_of_scenarios_that_training_does_not_know_are_of_the_most_frequent() -> None:
     objective, batch, draws = make(scenarios=(1,))
-    losses = objective(batch, draws)
+    losses = objective(batch, draws, False)
     assert losses[LIGHT][1] == (batch.target[:, 1:] != NONE).sum()
     assert losses["refined"][1] == (batch.window[:, :, SCENARIOS.index("feed"), 0] != NONE).sum()

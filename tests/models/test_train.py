@@ -24,6 +24,7 @@ from models.config import PRESETS, Training
 from models.contract import SCENARIOS
 from models.errors import BadInput
 from models.files import held
+from models.objective import Objective
 from models.tiny import llama_config, train_tokenizer
 from tests.models import descent, populations
 from tests.models.populations import as_settings, tiny
@@ -38,6 +39,13 @@ STEADY = {"dropout": 0.0, "hidden_ids": 0.0}  # nothing random but what is drawn
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Without texts: quick."""
     return populations.write(tmp_path_factory.mktemp("bare"), populations.events())
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two scenarios."""
+    rows = populations.events(scenarios=("feed", "discovery"))
+    return populations.write(tmp_path_factory.mktemp("several"), rows)
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +171,51 @@ def test_a_run_that_was_cut_short_ends_where_an_unbroken_one_does(
     train.train(bare, tmp_path, TWO_ROUNDS)
     must_be_same(two_rounds, tmp_path)
     assert not (tmp_path / train.STATE).exists()
+
+
+def favour(patch: pytest.MonkeyPatch, apart: bool) -> list[bool]:
+    """Validation finds that the light branch answers better where it reads scenarios `apart` or not; what was tried."""
+    usual, tried = evaluate.quick, list[bool]()
+
+    def quick(objective: Objective, *arguments: Any) -> dict[str, float]:
+        tried.append(objective.users.config.apart)
+        return usual(objective, *arguments) | {train.WATCHED: float(tried[-1] == apart)}
+
+    patch.setattr(evaluate, "quick", quick)
+    return tried
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_the_light_branch_reads_scenarios_as_validation_finds_best(
+    several: Path, bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, apart: bool
+) -> None:
+    tried = favour(monkeypatch, apart)
+    train.train(several, tmp_path / "best", tiny())
+    assert checkpoint.load(tmp_path / "best").users.config.apart == apart
+    assert tried[:-3] == [False, True] * 3, "in two epochs, and when one is kept"
+    assert tried[-3:] == [apart] * 3, "from then on"
+    train.train(several, tmp_path / "given", tiny(light_reads="all" if apart else "own"))
+    assert checkpoint.load(tmp_path / "given").users.config.apart != apart
+    train.train(bare, tmp_path / "single", tiny())
+    assert not checkpoint.load(tmp_path / "single").users.config.apart, "there is nothing to choose"
+
+
+def test_how_scenarios_are_read_is_chosen_once(several: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run cut short in the second phase goes on with what it chose, and so does one on newer events."""
+    favour(monkeypatch, apart=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Run, "calibrate", killed)
+        with pytest.raises(Killed):
+            train.train(several, tmp_path / "out", tiny())
+    favour(monkeypatch, apart=False)
+    train.train(several, tmp_path / "out", tiny())
+    assert checkpoint.load(tmp_path / "out").users.config.apart
+    train.train(several, tmp_path / "newer", tiny(), start=tmp_path / "out")
+    assert checkpoint.load(tmp_path / "newer").users.config.apart
+
+
+def killed(run: train.Run) -> None:
+    raise Killed
 
 
 @pytest.mark.parametrize("part", ["_write_catalogue", "shutil"])

@@ -27,7 +27,9 @@ from models.user_tower import UserTower, UserTowerConfig
 TOWERS: dict[str, dict[str, Any]] = {
     "both": {},
     "both, comirec": {"light": "comirec"},
+    "both, apart": {"apart": True},
     "light": {"llm_dim": 0},
+    "light, apart": {"llm_dim": 0, "apart": True},
     "comirec": {"llm_dim": 0, "light": "comirec"},
     "llm": {"light_dim": 0},
 }
@@ -127,7 +129,7 @@ def test_several_cuts_in_one_pass_are_the_histories_cut_there(tower: UserTower) 
     length, cuts = 10, torch.tensor([[1, 4, 10], [7, 7, 0]])
     histories = random_histories(2, length)
     items = tower.codebook.decode(histories.codes)
-    found = tower.interests(items, histories, cuts)
+    found = tower.interests(items, histories, cuts, tower.config.apart)
     fused, weights = tower.fuse(found.light, found.refined), found.weights.softmax(dim=-1)
     for row in range(2):
         for number, cut in enumerate(cuts[row].tolist()):
@@ -143,10 +145,11 @@ def test_nothing_is_known_of_what_comes_after_a_cut(tower: UserTower) -> None:
     columns = zip(vars(histories).values(), vars(other).values(), strict=True)
     changed = Histories(*(torch.where(after[..., None] if a.dim() == 3 else after, b, a) for a, b in columns))
     changed = replace(changed, valid=histories.valid)
-    one, two = (tower.interests(tower.codebook.decode(some.codes), some, cuts) for some in (histories, changed))
+    apart, decode = tower.config.apart, tower.codebook.decode
+    one, two = (tower.interests(decode(some.codes), some, cuts, apart) for some in (histories, changed))
     must_agree(one[:3], two[:3])
     for row, cut in enumerate(cuts[:, 0].tolist()):
-        must_agree((one.light_states[row, : cut + 1],), (two.light_states[row, : cut + 1],))
+        must_agree((one.light_states.values[row, : cut + 1],), (two.light_states.values[row, : cut + 1],))
         must_agree((one.llm_states[row, :cut],), (two.llm_states[row, :cut],))
 
 
@@ -161,7 +164,7 @@ def test_a_scenario_that_is_missing_is_masked_and_not_zeroed(tower: UserTower) -
     assert tower(histories)[0][:, 0].isfinite().all()
     if tower.config.llm_dim:
         cuts = torch.tensor([[30]])
-        read = tower.interests(tower.codebook.decode(histories.codes), histories, cuts).llm_events
+        read = tower.interests(tower.codebook.decode(histories.codes), histories, cuts, tower.config.apart).llm_events
         assert sorted(read[0].tolist()) == sorted(read[0].unique().tolist())
         assert (read >= 0).all()
         assert read.shape == (1, sum(tower.config.quotas))
@@ -277,10 +280,14 @@ def test_the_light_recommender_is_causal_and_reads_an_explicit_sink() -> None:
         assert (asked(light, events)[:, -1] - answers[:, -1]).abs().max() > 1e-3
 
 
-def asked(light: LightRecommender | SelfAttentive, events: torch.Tensor, scenario: int = 0) -> torch.Tensor:
-    """What all states say of a scenario."""
+def asked(
+    light: LightRecommender | SelfAttentive, events: torch.Tensor, scenario: int = 0, group: torch.Tensor | None = None
+) -> torch.Tensor:
+    """What all states say of a scenario, whose events are those of the `group` of its number."""
     places = torch.arange(events.shape[1] + 1).expand(len(events), -1)
-    return light.asked(light(events), places, torch.full_like(places, scenario))
+    wanted = torch.full_like(places, scenario)
+    states = light(events, torch.full(events.shape[:2], scenario) if group is None else group)
+    return light.asked(states, places, wanted, wanted)
 
 
 def test_the_light_recommender_is_asked_for_a_scenario_wherever_it_stands() -> None:
@@ -289,10 +296,28 @@ def test_the_light_recommender_is_asked_for_a_scenario_wherever_it_stands() -> N
     one, two = asked(light, events, 0), asked(light, events, 1)
     assert (one - two).abs().amin(dim=1).max() > 1e-3
     place, scenario = torch.tensor([[6, 2, 6], [0, 5, 5]]), torch.tensor([[1, 0, 0], [1, 1, 0]])
-    some = light.asked(light(events), place, scenario)
+    none = torch.zeros(2, 6).long()
+    some = light.asked(light(events, none), place, torch.zeros_like(place), scenario)
     for row, column in np.ndindex(2, 3):
         whole = (one, two)[int(scenario[row, column])]
         torch.testing.assert_close(some[row, column], whole[row, place[row, column]], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["sasrec", "comirec"])
+@given(group=st.lists(st.integers(0, 2), min_size=1, max_size=12), seed=st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_events_of_a_group_are_read_as_if_there_were_no_others(kind: str, group: list[int], seed: int) -> None:
+    torch.manual_seed(seed)
+    light = LightRecommender(8, 3, 2, 0.0, scenarios=3) if kind == "sasrec" else SelfAttentive(8, 3, 0.0)
+    for parameter in light.parameters():
+        parameter.data.add_(torch.randn_like(parameter) * 0.1)
+    light.eval()
+    events, groups = torch.randn(1, len(group), 8), torch.tensor([group])
+    for number in range(3):
+        mine = groups[0] == number
+        together, alone = asked(light, events, number, groups), asked(light, events[:, mine], number)
+        known = F.pad(mine, (1, 0)).cumsum(0)
+        torch.testing.assert_close(together, alone[:, known], atol=1e-5, rtol=0)
 
 
 def test_self_attentive_interests_are_comirecs_formula() -> None:
