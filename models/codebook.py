@@ -30,9 +30,9 @@ from models.files import write_tensors
 from models.kmeans import balanced_kmeans
 
 FILE = "codebook.safetensors"
-BEAM, LEAST_BEAM = 8, 2  # choices followed per level when encoding: fewer of many codewords, where little is left
+BEAM, LEAST_BEAM = 8, 2  # choices followed per level when encoding: fewer where the best of many codewords is near
 BEAM_SCORES = 2**15  # choices × codewords
-CHUNK_SCORES = 2**20  # vectors × BEAM × codewords scored at once: stays in the cache
+CHUNK_SCORES = 2**20  # vectors × beam × codewords scored at once: stays in the cache
 FIT_ROWS = 65_536  # vectors a codebook is fitted on, at most; more where there are many codewords
 FIT_ROWS_PER_CODEWORD = 16
 ROWS_PER_CODEWORD = 2  # at least, where the catalogue decides how many codewords there are

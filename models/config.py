@@ -35,7 +35,7 @@ class Training:
     interests: int = 4  # K, per scenario
     spread: float = 0.0  # how far the interests answered are moved apart; 0: as validation bears, 1: not at all
     light: Literal["sasrec", "comirec"] = "sasrec"
-    light_reads: Literal["all", "own", "best"] = "best"  # scenarios, to answer for one; best: as validation finds
+    light_reads: Literal["all", "own", "best"] = "best"  # events, to answer for a scenario: of all, its own; the better
     width: int = 64  # of the light branch
     layers: int = 2
     heads: int = 2

@@ -1,7 +1,8 @@
 """`facetstream train`: a dataset folder in, a checkpoint out.
 
 1. Texts become features, once, by a language model that stays as it is; they are kept on disk.
-2. Both towers learn together, each branch on its own view of the items (`objective`), reading exact item vectors.
+2. Both towers learn together, each branch on its own view of the items (`objective`), reading exact item vectors. The
+   light branch learns to read scenarios together and apart, and from here on does what validation finds better.
 3. The item vectors are frozen; the residual codebook is fitted on them (HyMiRec).
 4. The user tower goes on learning, now from histories read through codes, as it will be served.
 5. Interests are moved apart and their weights calibrated, by validation; everything is written aside and renamed.
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import broadcast_object_list
 from rich.progress import Progress
 from torch import Tensor
 from transformers import AutoModel
@@ -60,7 +62,8 @@ def train(folder: Path, out: Path, config: Training, start: Path | None = None) 
     """Train on the dataset in `folder` into the checkpoint `out`; the validation figures of what was kept.
 
     A run that was cut short goes on where its last epoch ended. With `start`, a finished checkpoint, only its user
-    tower goes on learning: item vectors, codebook and codes stay what they are, so that what is stored can be read.
+    tower goes on learning: sizes, item vectors, codebook and codes stay what they are, so that what is stored can be
+    read, and so does how the light branch reads scenarios.
     """
     logging.disable_progress_bar()
     torch.set_num_threads(config.threads)
@@ -75,15 +78,13 @@ def train(folder: Path, out: Path, config: Training, start: Path | None = None) 
     about = f"{data.summary()}"
     accelerator.print(about)
     unfinished = read_unfinished(out, {"config": asdict(config), "data": about, "start": str(start)})
-    if start:
-        towers = checkpoint.load(start)
-    else:
-        items = item_tower(data, split, config)
-        towers = Checkpoint(items, user_tower(data, split, config))
+    before = checkpoint.load(start) if start else None
+    items = before.items if before else item_tower(data, split, config)
     with accelerator.main_process_first():
-        catalogue = read_catalogue(data, towers.items, config, out / FEATURES)
+        catalogue = read_catalogue(data, items, config, out / FEATURES)
+    towers = before or Checkpoint(items, user_tower(data, split, config, int(fillers(catalogue).sum())))
     shares = Shares(window=config.share_window, weights=config.share_weights)
-    objective = Objective(towers.items.vectors, towers.users, catalogue, shares)
+    objective = Objective(items.vectors, towers.users, catalogue, shares).to(accelerator.device)
     if start:
         objective.read_through_codes(towers.users.codebook)
     run = Run(objective, data, split, config, accelerator, out, unfinished)
@@ -143,8 +144,9 @@ def item_tower(data: Behaviour, split: Split, config: Training) -> ItemTower:
     return tower
 
 
-def user_tower(data: Behaviour, split: Split, config: Training) -> UserTower:
-    """Untrained; the recent events that the LLM reads are shared out to the scenarios there are."""
+def user_tower(data: Behaviour, split: Split, config: Training, fillers: int) -> UserTower:
+    """Untrained; the recent events that the LLM reads are shared out to the scenarios there are, and the codebook has
+    as many codewords as so many `fillers` can fill."""
     training = split.training(data)
     seen = np.bincount(data.scenario[training], minlength=len(SCENARIOS)) > 0
     asked = np.bincount(data.scenario[training & data.wanted], minlength=len(SCENARIOS))
@@ -158,8 +160,8 @@ def user_tower(data: Behaviour, split: Split, config: Training) -> UserTower:
         config.scale_bits,
         config.codebook_version or 1,
         config.seed,
-    ).for_items(len(data.texts))
-    if book.codewords > len(data.texts):
+    ).for_items(fillers)
+    if book.codewords > fillers:
         raise BadInput("the dataset has a single item; a codebook needs at least two")
     llm = causal_llm(config.llm) if config.llm and llm_dim else None
     tower = UserTower(
@@ -211,12 +213,17 @@ def read_catalogue(data: Behaviour, items: ItemTower, config: Training, cache: P
     return Catalogue(items.with_images(states, rows), rows, config.hidden_ids)
 
 
+def fillers(catalogue: Catalogue) -> Tensor:
+    """Bool [N]: the items and queries that a codebook is fitted on. Those of which nothing is known have one vector for
+    all of them, which would take codewords by their number."""
+    return catalogue.known if catalogue.known.sum() > 1 else torch.ones_like(catalogue.known)
+
+
 def fit_codebook(objective: Objective, users: UserTower, config: Training) -> None:
-    """Gives `users` a codebook of the item vectors, with a version of its own. Items and queries of which nothing is
-    known have one vector for all of them, which would take codewords by their number."""
-    vectors, known = objective.vectors(), objective.catalogue.known
-    fitted = vectors[known] if known.sum() > 1 else vectors
-    book = ResidualCodebook.fit(fitted.cpu(), CodebookConfig(**users.config.codebook).for_items(len(fitted)))
+    """Gives `users` a codebook of the item vectors, with a version of its own."""
+    vectors = objective.vectors()
+    fitted = vectors[fillers(objective.catalogue)]
+    book = ResidualCodebook.fit(fitted.cpu(), CodebookConfig(**users.config.codebook))
     if not config.codebook_version:
         book.config = replace(book.config, version=book.content_version())
     users.codebook = book.to(vectors.device)
@@ -251,7 +258,6 @@ class Run:
             raise BadInput("no user has an item to train on behind another event; training needs users that come back")
         if not len(objective.catalogue.warm):
             raise BadInput("the checkpoint knows no item of this dataset: train anew on it")
-        objective.to(accelerator.device)
 
     def enough(self, epochs: int) -> int:
         """`epochs`, or as many more as make up the least number of steps."""
@@ -351,7 +357,7 @@ class Run:
         for apart in (False, True) if self.choosing else (objective.users.config.apart,):
             objective.users.config = replace(objective.users.config, apart=apart)
             found[apart] = evaluate.quick(objective, self.data, self.questions, self.config.length)
-        best = max(found, key=lambda apart: found[apart][WATCHED])
+        (best,) = broadcast_object_list([max(found, key=lambda apart: found[apart][WATCHED])])
         objective.users.config = replace(objective.users.config, apart=best)
         return found[best]
 
@@ -391,7 +397,6 @@ class Run:
             "state": state,
             "objective": self.objective.state_dict(),
             "apart": self.objective.users.config.apart,
-            "choosing": self.choosing,
             "adam": adam.state_dict(),
             "rates": rates.state_dict(),
         }
@@ -407,7 +412,6 @@ class Run:
         self.step = whole["step"]
         self.objective.load_state_dict(whole["objective"])
         self.objective.users.config = replace(self.objective.users.config, apart=whole["apart"])
-        self.choosing = whole["choosing"]
         if whole["phase"] > phase:
             return {"epoch": epochs, "best_epoch": epochs, "kept": whole["objective"]}
         adam.load_state_dict(whole["adam"])

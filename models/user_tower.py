@@ -46,7 +46,8 @@ class UserTowerConfig:
     heads: int = 2
     quotas: tuple[int, ...] = (24, 24, 16)  # recent events of search, feed, discovery that the LLM reads
     dropout: float = 0.1
-    apart: bool = False  # whether the light branch reads, for each scenario, the events of that scenario alone
+    apart: bool = False  # whether the light branch reads, for each scenario, its events alone; those of scenarios that
+    # are not known count as the most frequent one's
     spread: float = 1.0  # how far the interests answered are moved apart
     codebook: dict[str, int] = field(default_factory=lambda: asdict(CodebookConfig()))
     training: dict[str, Any] = field(default_factory=dict)  # seed, command, figures: how it came to be

@@ -111,9 +111,12 @@ def test_clusters_of_clusters_are_about_as_near(monkeypatch: pytest.MonkeyPatch)
         assert found.shape == (64, 16)
         return float((points @ found.T).amax(dim=1).mean())
 
-    at_once = nearest()
+    at_once, sizes = nearest(), list[int]()
+    usual = kmeans.balanced_assign
+    monkeypatch.setattr(kmeans, "balanced_assign", lambda scores: sizes.append(scores.shape[1]) or usual(scores))
     monkeypatch.setattr(kmeans, "MOST_AT_ONCE", 8)
     assert nearest() > 0.98 * at_once
+    assert set(sizes) == {8}, "8 clusters, and 8 in each"
 
 
 def test_a_small_cluster_of_many_fills_its_part(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,6 +169,11 @@ def test_refinement_brings_the_decoded_vectors_nearer(scale_bits: int) -> None:
     assert found[-1] > found[0] + 0.005
     book = ResidualCodebook.fit(vectors, config, 5)
     torch.testing.assert_close(book.codewords.norm(dim=-1), torch.ones(3, 32))
+
+
+def test_fewer_choices_are_followed_of_more_codewords() -> None:
+    beams = {k: ResidualCodebook(CodebookConfig(dim=2, codewords=k)).beam for k in (256, 4_096, 8_192, 16_384, 65_536)}
+    assert beams == {256: 8, 4_096: 8, 8_192: 4, 16_384: 2, 65_536: 2}
 
 
 def test_lengths_do_not_count(book: ResidualCodebook) -> None:

@@ -54,18 +54,20 @@ def test_each_loss_counts_its_targets() -> None:
     assert all(loss.isfinite() and loss > 0 for loss, _ in losses.values())
 
 
-def test_the_next_items_loss_is_the_cross_entropy_over_all_warm_items_at_every_event() -> None:
+@pytest.mark.parametrize("apart", [False, True])
+def test_the_next_items_loss_is_the_cross_entropy_over_all_warm_items_at_every_event(apart: bool) -> None:
     objective, batch, draws = make()
     users, vectors = objective.users, objective.vectors()
-    loss, count = objective(batch, draws, False)[LIGHT]
-    none = torch.zeros_like(batch.rows)
-    states = users.light(users.encoder(vectors[batch.rows][..., :8], batch.histories), none)
+    loss, count = objective(batch, draws, apart)[LIGHT]
+    group = users.slot[batch.histories.scenario] if apart else torch.zeros_like(batch.rows)
+    states = users.light(users.encoder(vectors[batch.rows][..., :8], batch.histories), group)
     views = F.normalize(vectors[: ITEMS - COLD, :8], dim=-1)
     total = torch.zeros(())
     for row, place in (batch.target[:, 1:] != NONE).nonzero().tolist():
         target, scenario = batch.target[row, place + 1], batch.target_scenario[row, place + 1, None]
         state, known = States(*(part[row : row + 1] for part in states)), torch.tensor([[place + 1]])
-        asked = users.light.asked(state, known, torch.zeros_like(known), scenario[None])
+        wanted = scenario[None]
+        asked = users.light.asked(state, known, wanted if apart else torch.zeros_like(known), wanted)
         interests = users.coarse.of(asked[0], scenario)[0]
         scores = users.scales()[0] * interests @ views.T
         total += scores.flatten().logsumexp(0) - scores[:, target].logsumexp(0)

@@ -16,6 +16,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
+from torch import Tensor
 from transformers import BertConfig, BertModel, LlamaModel, Qwen2Config, Qwen2Model
 
 from models import benchmark, checkpoint, dataset, evaluate, splits, train
@@ -24,7 +25,8 @@ from models.config import PRESETS, Training
 from models.contract import SCENARIOS
 from models.errors import BadInput
 from models.files import held
-from models.objective import Objective
+from models.objective import Losses, Objective
+from models.sequences import Sequences
 from models.tiny import llama_config, train_tokenizer
 from tests.models import descent, populations
 from tests.models.populations import as_settings, tiny
@@ -198,6 +200,23 @@ def test_the_light_branch_reads_scenarios_as_validation_finds_best(
     assert checkpoint.load(tmp_path / "given").users.config.apart != apart
     train.train(bare, tmp_path / "single", tiny())
     assert not checkpoint.load(tmp_path / "single").users.config.apart, "there is nothing to choose"
+
+
+def test_both_ways_are_learnt_until_one_is_chosen(
+    several: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    favour(monkeypatch, apart=True)
+    usual, read = Objective.forward, list[bool]()
+
+    def forward(objective: Objective, batch: Sequences, draws: Tensor, apart: bool) -> Losses:
+        read.append(apart)
+        return usual(objective, batch, draws, apart)
+
+    monkeypatch.setattr(Objective, "forward", forward)
+    train.train(several, tmp_path, tiny())
+    steps = len(read) // 3  # of an epoch: two of the first phase, one of the second
+    assert 0 < sum(read[: 2 * steps]) < 2 * steps
+    assert all(read[2 * steps :])
 
 
 def test_how_scenarios_are_read_is_chosen_once(several: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -432,12 +451,18 @@ def test_any_dataset_can_be_trained_on(tmp_path: Path, name: str) -> None:
         assert towers.users.codebook.config.codewords == 2
 
 
-def test_items_that_nothing_is_known_of_take_no_codewords(tmp_path: Path) -> None:
-    """Their one vector, as often as there are such items, would be half of what the codebook is fitted on."""
+def test_items_that_nothing_is_known_of_take_no_codewords(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their one vector, as often as there are such items, would be half of what the codebook is fitted on. Here after a
+    run that was cut short when it had been."""
     rows = populations.events(items=24)
     more = [{"item_id": f"later {number}", "title": "", "category": ""} for number in range(200)]
     data = populations.write(tmp_path / "data", rows, populations.items(24) + more)
-    train.train(data, tmp_path / "out", tiny(epochs=1, llm_view="none", codewords=64))
+    config = tiny(epochs=1, llm_view="none", codewords=64)
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Run, "calibrate", killed)
+        with pytest.raises(Killed):
+            train.train(data, tmp_path / "out", config)
+    train.train(data, tmp_path / "out", config)
     towers = checkpoint.load(tmp_path / "out")
     assert towers.users.codebook.config.codewords == CodebookConfig().for_items(24).codewords
 
@@ -511,7 +536,7 @@ def test_texts_are_read_by_a_model_of_the_users_choice(whole: Path, tmp_path: Pa
 def test_the_llm_may_be_one_of_the_users_choice(bare: Path, tmp_path: Path, kind: str) -> None:
     model = save_model(tmp_path / kind, kind)
     data = dataset.read(bare)
-    tower = train.user_tower(data, splits.leave_one_out(data), tiny(llm=str(model)))
+    tower = train.user_tower(data, splits.leave_one_out(data), tiny(llm=str(model)), len(data.texts))
     theirs = load_file(model / "model.safetensors")
     for name, weight in tower.refiner.llm.state_dict().items():
         assert torch.equal(weight, theirs[name])

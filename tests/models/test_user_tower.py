@@ -267,6 +267,19 @@ def test_the_codebook_in_the_tower_is_the_one_it_was_given() -> None:
     assert tower.codebook.config == config
 
 
+@torch.inference_mode()
+def test_apart_the_light_branch_answers_for_a_scenario_by_its_events_alone() -> None:
+    """Scenarios 2 and 0 are known; the first also has the events of scenario 1, which training never met."""
+    tower = make_tower(llm_dim=0, scenarios=(2, 0), apart=True)
+    histories = random_histories(3, 12)
+    one = tower(histories)[0]
+    for changed, moved in ((0, [0]), (1, [1, 2]), (2, [1, 2])):
+        others = torch.where((histories.scenario == changed)[..., None], histories.codes ^ 255, histories.codes)
+        two = tower(replace(histories, codes=others))[0]
+        for scenario in range(3):
+            assert torch.equal(one[:, scenario], two[:, scenario]) == (scenario not in moved), (changed, scenario)
+
+
 def test_the_light_recommender_is_causal_and_reads_an_explicit_sink() -> None:
     torch.manual_seed(0)
     for light in (LightRecommender(8, 2, 2, 0.0, scenarios=3), SelfAttentive(8, 3, 0.0)):
