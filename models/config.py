@@ -141,6 +141,8 @@ def _refuse(config: Training) -> None:
         raise BadInput("light_view and llm_view are both none: at least one branch is needed")
     if config.interests > 10:
         raise BadInput(f"interests={config.interests}: at most 10 can be matched exactly")
+    if config.rounds > 9:
+        raise BadInput(f"rounds={config.rounds}: at most 9, as each is twice as long as the one before")
     for name, heads in (("width", config.heads), ("llm_hidden", config.llm_heads)):
         if (size := getattr(config, name)) % (2 * heads):
             raise BadInput(f"{name}={size}: its {heads} heads need a multiple of {2 * heads} for rotary positions")

@@ -42,10 +42,14 @@ class Journal:
 
     async def has(self, count: int) -> None:
         """Return when `count` records have come."""
-        async with asyncio.timeout(PATIENCE):
-            while sum(len(batch.records) for batch in self.batches) < count:
-                self.news.clear()
-                await self.news.wait()
+        try:
+            async with asyncio.timeout(PATIENCE):
+                while sum(len(batch.records) for batch in self.batches) < count:
+                    self.news.clear()
+                    await self.news.wait()
+        except TimeoutError:
+            came = {partition: len(offsets) for partition, offsets in self.offsets.items()}
+            raise AssertionError(f"of {count} records these came: {came}") from None
 
 
 @HOWEVER
