@@ -134,6 +134,8 @@ def _refuse(config: Training) -> None:
             raise BadInput(f"{field.name}={value}: must be at least {bound}")
         if field.type is float and not 0 <= value < float("inf"):
             raise BadInput(f"{field.name}={value}: must be a finite number of at least 0")
+    if not config.clip:
+        raise BadInput("clip=0.0: gradients of length 0 learn nothing; give a larger one")
     for name in ("hidden_ids", "dropout", "warmup"):
         if getattr(config, name) >= 1:
             raise BadInput(f"{name}={getattr(config, name)}: is a share and must be below 1")

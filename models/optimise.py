@@ -21,7 +21,9 @@ def optimiser(parameters: Iterable[nn.Parameter], rate: float, decay: float) -> 
 
 
 def schedule(adam: torch.optim.Optimizer, steps: int, warmup: float) -> torch.optim.lr_scheduler.LambdaLR:
-    """From 0 up to the rate in the first `warmup` share of `steps`, then down to 0 along a cosine."""
+    """From 0 up to the rate in the first `warmup` share of `steps`, then down to 0 along a cosine. Where that share is
+    less than a step there is no warm-up, or a single step would learn nothing."""
+    warmup = warmup if warmup * steps >= 1 else 0.0
 
     def at(step: int) -> float:
         done = min(step / max(steps, 1), 1.0)

@@ -41,7 +41,10 @@ def leave_one_out(data: Behaviour) -> Split:
     ends = np.searchsorted(wanted, data.first)  # a user's wanted events are wanted[ends[u]:ends[u + 1]]
     asked = np.diff(ends) >= 3
     if not asked.any():
-        raise BadInput("no user has three events that may be asked for: leave-one-out needs them; split by time")
+        raise BadInput(
+            "no user has three events that may be asked for, as leave-one-out needs them: give more events, or train "
+            "with --set split=time"
+        )
     test, valid = wanted[ends[1:][asked] - 1], wanted[ends[1:][asked] - 2]
     train = data.first[1:].copy()
     train[asked] = valid

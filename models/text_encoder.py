@@ -4,7 +4,8 @@ A decoder reads the text and one learnable token appended to it, whose last hidd
 Of an encoder the masked mean of the last hidden states is taken (ours: the papers use decoders only).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +42,9 @@ class TextEncoder(nn.Module):
     def over(cls, source: str | Path, max_tokens: int = 96, dtype: torch.dtype | None = None) -> "TextEncoder":
         """The language model and tokenizer in the folder `source`, or of that name on the hub; `dtype` None is the
         one it was saved in. Raises `BadInput` where there is none."""
-        try:
+        with refused(f"{source} is no language model", "the folder of one, with its tokenizer"):
             model = AutoModel.from_pretrained(source, dtype=dtype or "auto")
             tokenizer = AutoTokenizer.from_pretrained(source)
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise BadInput(
-                f"{source} is no language model that transformers can load ({reason}); give the folder of one, with "
-                "its tokenizer, or its name on the Hugging Face hub"
-            ) from error
         return cls(model.eval(), tokenizer, max_tokens)
 
     def forward(self, texts: Sequence[str]) -> Tensor:
@@ -102,6 +97,19 @@ class TextEncoder(nn.Module):
         """Writes model and tokenizer in `folder`, all but the learnable token."""
         self.language_model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+
+
+@contextmanager
+def refused(what: str, wanted: str) -> Iterator[None]:
+    """Whatever the hub's client, a file or a model's own code raises becomes `BadInput`."""
+    try:
+        yield
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise BadInput(
+            f"{what} that transformers can load ({reason}); give {wanted}, or its name on the Hugging Face hub where "
+            "there is a network"
+        ) from error
 
 
 def is_decoder(config: Any) -> bool:

@@ -13,6 +13,7 @@ drawn in an epoch depends on the seed and its number alone.
 
 import json
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -49,14 +50,17 @@ METRICS = "metrics.jsonl"
 GENTLY = 5  # times slower a trained tower goes on learning
 WATCHED = "NDCG@10"  # what validation decides by
 LATE = 0.8  # of a round: a best epoch behind it asks for another round
+Judge = Callable[[Objective, Behaviour], dict[str, float]]
 
 
-def train(folder: Path, out: Path, config: Training, start: Path | None = None) -> dict[str, float]:
+def train(
+    folder: Path, out: Path, config: Training, start: Path | None = None, judge: Judge | None = None
+) -> dict[str, float]:
     """Train on the dataset in `folder` into the checkpoint `out`; the validation figures of what was kept.
 
     A run that was cut short goes on where its last epoch ended. With `start`, a finished checkpoint, only its user
     tower goes on learning: sizes, item vectors, codebook and codes stay what they are, so that what is stored can be
-    read, and so does how the light branch reads scenarios.
+    read, and so does how the light branch reads scenarios. A `judge` has the last word: it raises, or adds figures.
     """
     logging.disable_progress_bar()
     torch.set_num_threads(config.threads)
@@ -89,6 +93,8 @@ def train(folder: Path, out: Path, config: Training, start: Path | None = None) 
     run.phase("2 codes", config.code_epochs, config.rate / GENTLY)
     run.calibrate()
     figures = run.validate()
+    if judge:
+        figures |= judge(run.objective, data)
     if accelerator.is_main_process:
         towers.users.config = replace(towers.users.config, training={"config": asdict(config), "figures": figures})
         checkpoint.save(out, towers, data, run.objective.vectors(), run.objective.codes)

@@ -19,7 +19,7 @@ from models.item_tower import ItemTower, ItemTowerConfig
 from models.item_vectors import View
 from models.pretrain import text_encoder
 from models.splits import Split
-from models.text_encoder import TextEncoder, is_decoder
+from models.text_encoder import TextEncoder, is_decoder, refused
 from models.tiny import llama_config
 from models.user_tower import UserTower, UserTowerConfig
 
@@ -97,13 +97,8 @@ def user_tower(data: Behaviour, split: Split, config: Training, fillers: int) ->
 
 def causal_llm(source: str) -> Any:
     """The causal LLM in the folder `source`, or of that name on the hub, in float32."""
-    try:
+    with refused(f"llm={source} is no causal LLM", "the folder of one"):
         model = AutoModel.from_pretrained(source, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise BadInput(
-            f"llm={source}: transformers cannot load it ({reason}); give a folder or a name on the hub"
-        ) from error
     if not is_decoder(model.config):
         raise BadInput(f"llm={source}: {model.config.model_type} reads in both directions; give a causal LLM")
     return model

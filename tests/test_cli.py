@@ -216,6 +216,9 @@ def test_synthesize_then_validate(capsys: Output, tmp_path: Path) -> None:
     assert {path.stem for path in (tmp_path / "a").iterdir()} == names
     for name in names:
         assert (tmp_path / f"a/{name}.parquet").read_bytes() == (tmp_path / f"b/{name}.parquet").read_bytes()
+    assert cli.run(["synthesize", "--out", "a", *size, "--seed", "8"]) == 2
+    assert "a holds a dataset already: name another folder, or delete it first" in capsys.readouterr().err
+    assert (tmp_path / "a/events.parquet").read_bytes() == (tmp_path / "b/events.parquet").read_bytes()
     assert cli.run(["synthesize", "--out", "c", *size, "--seed", "8"]) == 0
     ids = [parquet.read_table(tmp_path / f"{folder}/events.parquet")["event_id"].to_pylist() for folder in ("a", "c")]
     assert set(ids[0]).isdisjoint(ids[1])  # both can be sent to one system

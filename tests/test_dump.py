@@ -139,6 +139,8 @@ async def test_what_is_produced_is_dumped(
     arguments = ["dump", "--out", str(tmp_path / "data"), "--since", str(f"{since:.3f}")]
     assert cli.run(["dump", "--out", str(tmp_path / "bad"), "--since", "soon"]) == 2
     assert "'soon' is no time" in capsys.readouterr().err
+    assert cli.run(["dump", "--out", str(tmp_path / "bad"), "--since", "2h", "--until", "3h"]) == 2
+    assert "--since must be before --until" in capsys.readouterr().err
     arguments[-1] = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(since)) + f".{int(since % 1 * 1000):03d}"
     assert await asyncio.to_thread(cli.run, arguments) == 0
     told = capsys.readouterr()

@@ -177,6 +177,16 @@ async def test_one_byte_that_is_different_is_found(online: Online, capsys: Outpu
     assert capsys.readouterr().out.endswith("\nDIFFERENT\n")
 
 
+async def test_users_that_the_log_does_not_know_are_told(online: Online, capsys: Output) -> None:
+    """As after two demos: the broker in memory forgets, Redis does not."""
+    await online.work(random.Random(3))
+    ((_, data), *_), *_ = [page async for page in online.rig.histories.scan()]
+    for stranger in ("of before", "of long before"):
+        await online.redis.set(history_key(stranger), data)
+    assert await facetstream(*BEGINNING, "--into", online.other) == 1
+    assert capsys.readouterr().out.endswith("\nDIFFERENT: of 2 users in force the log holds no event\n")
+
+
 async def test_what_was_not_read_is_said(online: Online, capsys: Output) -> None:
     await online.work(random.Random(3))
     await online.rig.histories.mark([Dirty("u", 1)])
@@ -250,5 +260,5 @@ def test_where_it_begins() -> None:
     assert convert("42", None, None) == Start(offset=42)
     assert convert("1970-01-02", None, None) == Start(since_ms=86_400_000)
     assert convert("1h", None, None).since_ms == pytest.approx((time.time() - 3_600) * 1000, abs=5_000)
-    with pytest.raises(click.UsageError, match="'-1' is no time"):
+    with pytest.raises(click.UsageError, match=r"'-1' is no time: .*; or beginning, or an offset"):
         convert("-1", None, None)

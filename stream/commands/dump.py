@@ -51,6 +51,8 @@ def command(out: Path, since: int | None, until: int | None) -> None:
     The time of an event is here when it was sent to Kafka, which is later than its ts. What the worker would refuse is
     left out; an event that was sent twice is in it once.
     """
+    if since is not None and until is not None and since >= until:
+        raise UserError("--since must be before --until: no event is of that time")
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # it raises what it logs
     settings = load()
     bootstrap = settings.kafka_url or find(settings, ("kafka",)).kafka

@@ -50,7 +50,10 @@ class StartType(click.ParamType):
             return Start()
         if value.isdecimal():
             return Start(offset=int(value))
-        since_ms = Moment().convert(value, param, ctx)
+        try:
+            since_ms = Moment().convert(value, param, ctx)
+        except click.BadParameter as error:
+            self.fail(f"{error.message}; or beginning, or an offset", param, ctx)
         if since_ms > time.time() * 1000:
             self.fail(f"{value!r} is in the future (UTC): nothing would be read", param, ctx)
         return Start(since_ms=since_ms)
@@ -143,13 +146,14 @@ async def _fill(wanted: Settings, found: Addresses, start: Start, into: str) -> 
         ours, theirs = await digest(kept.histories), await digest(made.histories)
         dirty = await kept.histories.dirty_count()
     click.echo(f"in force  {line(ours)}\nreplayed  {line(theirs)}")
-    click.echo("equal" if ours == theirs else _different(skipped, dirty))
+    click.echo("equal" if ours == theirs else _different(skipped, dirty, ours.users - theirs.users))
     return 0 if ours == theirs else 1
 
 
-def _different(skipped: int, dirty: int) -> str:
+def _different(skipped: int, dirty: int, unknown: int) -> str:
     reasons = [f"the first {skipped:,} records of the log are gone, or before --from"] * bool(skipped)
     reasons += [f"{dirty:,} users wait for a worker to refresh them, perhaps with new codes"] * bool(dirty)
+    reasons += [f"of {unknown:,} users in force the log holds no event"] * (unknown > 0)
     return "DIFFERENT" + (": " + "; ".join(reasons) if reasons else "")
 
 

@@ -48,6 +48,8 @@ def command(out: Path, users: int, events: int, items: int, seed: int) -> None:
     truth.parquet holds the planted interests, truth_events.parquet why each event happened, truth_items.parquet what
     each item is about. The same seed writes the same files.
     """
+    if (out / "events.parquet").exists():
+        raise UserError(f"{out} holds a dataset already: name another folder, or delete it first")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -104,7 +104,8 @@ def folder_of(settings: Settings, part: str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{variable('data_folder')}={settings.data_folder}: {error.strerror}") from None
+        named = f"{variable('data_folder')}={settings.data_folder}"
+        raise UserError(f"{named}: {error.strerror}; name a folder to write in") from None
     return folder
 
 

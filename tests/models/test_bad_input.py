@@ -13,7 +13,7 @@ from models.text_encoder import TextEncoder
 from stream import cli
 from tests.models import populations
 from tests.models.populations import START_MS, as_settings
-from tests.models.test_train import save_model
+from tests.models.test_variants import save_model
 
 Rows = list[dict[str, Any]]
 
@@ -69,7 +69,11 @@ def test_a_folder_that_is_no_dataset(
 @pytest.mark.parametrize(
     ("rows", "settings", "message"),
     [
-        ([row("a", "x", 1), row("b", "y", 2)], {}, "leave-one-out needs them; split by time"),
+        (
+            [row("a", "x", 1), row("b", "y", 2)],
+            {},
+            "give more events, or train with --set split=time",
+        ),
         (
             [row(user, "x", ts) for user in "abc" for ts in range(5)],
             {},
@@ -86,7 +90,7 @@ def test_a_folder_that_is_no_dataset(
         (
             [row(u, "xyz"[ts % 3], ts) for u in "abc" for ts in range(9)],
             {"llm": "./nowhere"},
-            "llm=./nowhere: transformers cannot load it",
+            "llm=./nowhere is no causal LLM that transformers can load",
         ),
         (
             [row(u, "xyz"[ts % 3], ts) for u in "abc" for ts in range(9)],

@@ -39,6 +39,7 @@ def test_settings_stand_above_the_preset_and_that_above_the_base() -> None:
         ("split=random", "split=random: choose one of leave-one-out, time, newest-hours"),
         ("precision=fp16", "precision=fp16: choose one of no, bf16"),
         ("interests=11", "interests=11: at most 10 can be matched exactly"),
+        ("clip=0", "clip=0.0: gradients of length 0 learn nothing"),
         ("rounds=10", "rounds=10: at most 9, as each is twice as long"),
         ("width=10", "width=10: its 2 heads need a multiple of 4"),
         ("threads=100000000", "threads=100000000: at most 1024"),

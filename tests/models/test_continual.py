@@ -2,6 +2,7 @@
 
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as parquet
 import pytest
@@ -14,6 +15,7 @@ from models.train import WATCHED
 from stream import cli
 from tests.models import populations
 from tests.models.populations import MINUTE_MS, tiny
+from tests.models.runs import Killed, must_be_same
 
 
 @pytest.fixture(scope="module")
@@ -62,16 +64,24 @@ def test_what_is_stored_can_still_be_read(
     assert (config.interests, config.dim, config.split, config.rate) == (3, 8, "newest-hours", 0.01)
 
 
-def test_settings_are_judged_beside_those_of_the_checkpoint(served: Path, fresh: Path, tmp_path: Path) -> None:
-    """12 is no multiple of what the default's four heads need, but of what the two of the checkpoint do."""
-    assert checkpoint.config(served).llm_heads == 2
-    assert run(fresh, tmp_path / "new", served, "--set", "llm_hidden=12", "--set", "rate=0") == 0
+def test_settings_are_judged_beside_those_of_the_checkpoint(
+    fresh: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its 12 is no multiple of what the default's four heads need, but of what its own two do."""
+    data = populations.write(tmp_path / "data", populations.events())
+    train.train(data, tmp_path / "old", tiny(epochs=1, llm_hidden=12, llm_heads=2))
+    assert run(fresh, tmp_path / "new", tmp_path / "old", "--set", "rate=0") == 0
+    for setting in ("dim=32", "codewords=64", "split=time", "epochs=3", "light_reads=own", "spread=1.5"):
+        assert run(fresh, tmp_path / "newer", tmp_path / "old", "--set", setting) == 2
+        error = " ".join(capsys.readouterr().err.split())
+        assert f"{setting}: a checkpoint that goes on learning keeps its {setting.partition('=')[0]}=" in error
+        assert not (tmp_path / "newer").exists()
 
 
 def test_one_that_is_no_worse_is_kept_by_its_figures_on_the_newest_hour(
     served: Path, fresh: Path, tmp_path: Path
 ) -> None:
-    config = tiny(rate=0.0, interests=3)
+    config = tiny(epochs=1, rate=0.0, interests=3)
     figures = continual.train_on(fresh, tmp_path / "new", config, served)
     assert figures[f"{WATCHED}, newest hour"] == figures[f"{WATCHED}, newest hour, before"]
     assert figures["questions of the newest hour"] > 0
@@ -115,11 +125,46 @@ def test_what_cannot_be_gone_on_from_is_refused_and_nothing_is_left(
         continual.train_on(fresh, served, tiny(), served)
 
 
-def test_a_tower_that_only_gets_worse_stays_as_it_was(
+def test_folders_of_others_stay_as_they_are(
     served: Path, fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    epochs, usual = count(), train.Run.validate
-    monkeypatch.setattr(train.Run, "validate", lambda run: usual(run) | {WATCHED: -next(epochs)})
-    assert run(fresh, tmp_path / "new", served, "--set", "rate=0.01", "--set", "code_epochs=2") == 0
-    old, new = (load_file(folder / "user_interests/user_tower.safetensors") for folder in (served, tmp_path / "new"))
-    assert all(torch.equal(old[name], new[name]) for name in old if "weigh" not in name), "weights are calibrated anew"
+    for name in ("new.trial", "new.writing"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "precious").touch()
+    before = sorted(tmp_path.rglob("*"))
+    figures = iter([0.5, 0.4, 0.4, 0.5])
+    monkeypatch.setattr(continual, "_answered", lambda *_: next(figures))
+    assert run(fresh, tmp_path / "new", served) == 2
+    assert sorted(tmp_path.rglob("*")) == before
+    assert run(fresh, tmp_path / "new", served) == 0
+    assert [path for path in before if not path.exists()] == []
+
+
+@pytest.mark.parametrize("method", ["_save", "calibrate"])
+def test_one_that_was_cut_short_goes_on(
+    served: Path,
+    fresh: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    method: str,
+) -> None:
+    """After the first epoch and after the last; called with other settings it stays, to go on with its own."""
+    settings, out = ("--set", "rate=0.01", "--set", "code_epochs=2"), tmp_path / "cut"
+    monkeypatch.setattr(continual, "_answered", lambda *_: 0.5)
+    assert run(fresh, tmp_path / "unbroken", served, *settings) == 0
+    usual = getattr(train.Run, method)
+
+    def dies(*arguments: Any) -> None:
+        usual(*arguments)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Run, method, dies)
+        with pytest.raises(Killed):
+            run(fresh, out, served, *settings)
+    assert run(fresh, out, served, *settings, "--seed", "1") == 2
+    assert "is of a run with other settings or data" in " ".join(capsys.readouterr().err.split())
+    assert (out / train.STATE).exists()
+    assert run(fresh, out, served, *settings) == 0
+    must_be_same(out, tmp_path / "unbroken")

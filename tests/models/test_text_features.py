@@ -5,13 +5,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, BertModel, GPT2Config, GPT2Model, Qwen2Config, Qwen2Model, T5Config, T5Model
+from transformers import (
+    AutoModel,
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2Model,
+    Qwen2Config,
+    Qwen2Model,
+    T5Config,
+    T5Model,
+)
 
 from models import text_features as features_module
 from models.errors import BadInput
 from models.text_encoder import TextEncoder
 from models.text_features import fingerprint, text_features
 from models.tiny import llama, train_tokenizer
+from models.untrained import causal_llm
 
 TEXTS = ["trail running shoes", "espresso machine", "", "日本語 \U0001f600 ß \x00", "running " * 500, "running"]
 WIDTH = 16
@@ -97,6 +108,21 @@ def test_what_is_no_language_model_is_refused(tmp_path: Path) -> None:
         TextEncoder(t5, train_tokenizer(TEXTS, vocabulary=300))
     with pytest.raises(BadInput, match=r"is no language model that transformers can load .*; give the folder of one"):
         TextEncoder.over(tmp_path)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("the client has been closed"), KeyError()])
+def test_whatever_goes_wrong_on_the_way_to_a_hub_is_a_sentence(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(AutoModel, "from_pretrained", fails)
+    told = str(error) or type(error).__name__
+    with pytest.raises(BadInput, match=rf"^owner/name is no language model .*\({told}\).* where there is a network$"):
+        TextEncoder.over("owner/name")
+    with pytest.raises(BadInput, match=rf"^llm=owner/name is no causal LLM .*\({told}\); give the folder of one"):
+        causal_llm("owner/name")
 
 
 def test_features_are_the_states_and_are_encoded_once(
