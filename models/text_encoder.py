@@ -104,6 +104,8 @@ def refused(what: str, wanted: str) -> Iterator[None]:
     """Whatever the hub's client, a file or a model's own code raises becomes `BadInput`."""
     try:
         yield
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
     except Exception as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise BadInput(

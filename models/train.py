@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import broadcast_object_list
+from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
+from accelerate.utils import broadcast_object_list, parse_flag_from_env
 from rich.progress import Progress
 from torch import Tensor
 from transformers.utils import logging
@@ -65,6 +65,7 @@ def train(
     logging.disable_progress_bar()
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
+    processes()
     accelerator = Accelerator(
         mixed_precision=config.precision,
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)],
@@ -101,6 +102,11 @@ def train(
         (out / STATE).unlink(missing_ok=True)
     accelerator.wait_for_everyone()
     return figures
+
+
+def processes() -> PartialState:
+    """Those that torchrun has started. On CPUs accelerate would leave each to itself if it were not told."""
+    return PartialState(cpu=not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
 def read_unfinished(out: Path, asked: dict[str, Any]) -> dict[str, Any]:

@@ -39,4 +39,5 @@ def command(data: Path, out: Path, preset: str, settings: tuple[str, ...], seed:
     first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun has started
     with held(out.resolve()) if first else nullcontext():
         figures = continual.train_on(data, out, config, resume) if resume else train.train(data, out, config)
-    click.echo(f"{out}: " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+    if first:
+        click.echo(f"{out}: " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))

@@ -153,7 +153,7 @@ async def _fill(wanted: Settings, found: Addresses, start: Start, into: str) -> 
 def _different(skipped: int, dirty: int, unknown: int) -> str:
     reasons = [f"the first {skipped:,} records of the log are gone, or before --from"] * bool(skipped)
     reasons += [f"{dirty:,} users wait for a worker to refresh them, perhaps with new codes"] * bool(dirty)
-    reasons += [f"of {unknown:,} users in force the log holds no event"] * (unknown > 0)
+    reasons += [f"of {unknown:,} users in force the log holds no event"] * (unknown > 0 and not skipped)
     return "DIFFERENT" + (": " + "; ".join(reasons) if reasons else "")
 
 

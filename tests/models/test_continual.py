@@ -1,5 +1,6 @@
 """Going on from a checkpoint with fresh events: kept when no worse on the newest hour, else as if nothing had been."""
 
+import shutil
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from models import checkpoint, continual, train
+from models import checkpoint, continual, dataset, splits, train
+from models.dataset import Behaviour, Ints
 from models.errors import BadInput
+from models.evaluate import Towers
 from models.train import WATCHED
 from stream import cli
 from tests.models import populations
@@ -71,7 +74,9 @@ def test_settings_are_judged_beside_those_of_the_checkpoint(
     data = populations.write(tmp_path / "data", populations.events())
     train.train(data, tmp_path / "old", tiny(epochs=1, llm_hidden=12, llm_heads=2))
     assert run(fresh, tmp_path / "new", tmp_path / "old", "--set", "rate=0") == 0
-    for setting in ("dim=32", "codewords=64", "split=time", "epochs=3", "light_reads=own", "spread=1.5"):
+    assert run(fresh, tmp_path / "newer", tmp_path / "old", "--set", "split=time") == 2
+    assert "split=time: a checkpoint that goes on learning is judged by the newest hour" in capsys.readouterr().err
+    for setting in ("dim=32", "codewords=64", "dropout=0.1", "epochs=3", "light_reads=own", "spread=1.5"):
         assert run(fresh, tmp_path / "newer", tmp_path / "old", "--set", setting) == 2
         error = " ".join(capsys.readouterr().err.split())
         assert f"{setting}: a checkpoint that goes on learning keeps its {setting.partition('=')[0]}=" in error
@@ -107,8 +112,9 @@ def test_what_cannot_be_gone_on_from_is_refused_and_nothing_is_left(
         [row | {"item_id": "x" + row["item_id"]} for row in populations.events(26, 26, pace_ms=20 * MINUTE_MS, seed=5)],
     )
     short = populations.write(tmp_path / "short", populations.events(length=5))
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "note").touch()
+    (tmp_path / "full" / train.FEATURES).mkdir(parents=True)
+    (tmp_path / "full" / train.FEATURES / "precious").touch()
+    (tmp_path / "empty").mkdir()
     before = sorted(tmp_path.rglob("*"))
     for data, out, start, message in (
         (fresh, "new", tmp_path / "none", "is no finished checkpoint"),
@@ -116,6 +122,7 @@ def test_what_cannot_be_gone_on_from_is_refused_and_nothing_is_left(
         (short, "new", served, "continual training needs more than two hours of events"),
         (tmp_path / "full", "new", served, "has no events.parquet"),
         (fresh, "full", served, "is not empty: give another --out"),
+        (short, "empty", served, "continual training needs more than two hours of events"),
     ):
         assert run(data, tmp_path / out, start) == 2
         error = capsys.readouterr().err.replace("\n", " ")
@@ -140,7 +147,32 @@ def test_folders_of_others_stay_as_they_are(
     assert [path for path in before if not path.exists()] == []
 
 
-@pytest.mark.parametrize("method", ["_save", "calibrate"])
+def test_the_new_tower_is_what_is_judged_by_the_newest_hour(
+    served: Path, fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked, answered, calibrate = list[Ints](), continual._answered, train.Run.calibrate
+
+    def notes(towers: Towers, data: Behaviour, questions: Ints, *arguments: Any) -> float:
+        asked.append(questions)
+        return answered(towers, data, questions, *arguments)
+
+    def spoils(run: train.Run) -> None:
+        calibrate(run)
+        with torch.no_grad():
+            for parameter in run.objective.users.parameters():
+                parameter.zero_()
+
+    monkeypatch.setattr(continual, "_answered", notes)
+    assert run(fresh, tmp_path / "good", served, "--set", "rate=0") == 0
+    monkeypatch.setattr(train.Run, "calibrate", spoils)
+    assert run(fresh, tmp_path / "spoilt", served) == 2
+    assert "to 0.0000: nothing was kept" in " ".join(capsys.readouterr().err.split())
+    assert [path.name for path in tmp_path.iterdir()] == ["good"]
+    test = splits.newest_hours(dataset.read(fresh)).test
+    assert [questions.tolist() for questions in asked] == [test.tolist()] * 4
+
+
+@pytest.mark.parametrize("method", ["_epoch", "_record", "_save", "calibrate"])
 def test_one_that_was_cut_short_goes_on(
     served: Path,
     fresh: Path,
@@ -149,10 +181,45 @@ def test_one_that_was_cut_short_goes_on(
     capsys: pytest.CaptureFixture[str],
     method: str,
 ) -> None:
-    """After the first epoch and after the last; called with other settings it stays, to go on with its own."""
-    settings, out = ("--set", "rate=0.01", "--set", "code_epochs=2"), tmp_path / "cut"
+    """In and after the first epoch, and after the last; called otherwise it stays, to go on as it began."""
+    settings, out, other = ("--set", "rate=0.01", "--set", "code_epochs=2"), tmp_path / "cut", tmp_path / "other"
     monkeypatch.setattr(continual, "_answered", lambda *_: 0.5)
     assert run(fresh, tmp_path / "unbroken", served, *settings) == 0
+    shutil.copytree(served, other)
+    cut_short(monkeypatch, method, fresh, out, served, *settings)
+    if method in ("_save", "calibrate"):
+        for start, more in ((served, ("--seed", "1")), (other, ())):
+            assert run(fresh, out, start, *settings, *more) == 2
+            assert "is of a run with other settings or data" in " ".join(capsys.readouterr().err.split())
+    assert run(fresh, out, served, *settings) == 0
+    must_be_same(out, tmp_path / "unbroken")
+    assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in other.iterdir())
+
+
+@pytest.mark.parametrize("method", ["_epoch", "_save", "calibrate"])
+def test_one_that_was_cut_short_and_is_worse_leaves_nothing(
+    served: Path, fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    cut_short(monkeypatch, method, fresh, tmp_path / "new", served)
+    figures = iter([0.5, 0.4])
+    monkeypatch.setattr(continual, "_answered", lambda *_: next(figures))
+    assert run(fresh, tmp_path / "new", served) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_refusal_where_the_folder_cannot_be_removed_is_one_all_the_same(
+    served: Path, fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    figures = iter([0.5, 0.4])
+    monkeypatch.setattr(continual, "_answered", lambda *_: next(figures))
+    assert run(fresh, Path(), served) == 2
+    assert "would fall from 0.5000 to 0.4000" in " ".join(capsys.readouterr().err.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def cut_short(monkeypatch: pytest.MonkeyPatch, method: str, data: Path, out: Path, start: Path, *settings: str) -> None:
+    """Killed behind the first call of a `method` of the run."""
     usual = getattr(train.Run, method)
 
     def dies(*arguments: Any) -> None:
@@ -162,9 +229,15 @@ def test_one_that_was_cut_short_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(train.Run, method, dies)
         with pytest.raises(Killed):
-            run(fresh, out, served, *settings)
-    assert run(fresh, out, served, *settings, "--seed", "1") == 2
-    assert "is of a run with other settings or data" in " ".join(capsys.readouterr().err.split())
-    assert (out / train.STATE).exists()
-    assert run(fresh, out, served, *settings) == 0
-    must_be_same(out, tmp_path / "unbroken")
+            run(data, out, start, *settings)
+    assert out.exists()
+
+
+def test_a_tower_that_only_gets_worse_stays_as_it_was(
+    served: Path, fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    epochs, usual = count(), train.Run.validate
+    monkeypatch.setattr(train.Run, "validate", lambda run: usual(run) | {WATCHED: -next(epochs)})
+    assert run(fresh, tmp_path / "new", served, "--set", "rate=0.01", "--set", "code_epochs=2") == 0
+    old, new = (load_file(folder / "user_interests/user_tower.safetensors") for folder in (served, tmp_path / "new"))
+    assert all(torch.equal(old[name], new[name]) for name in old if "weigh" not in name), "weights are calibrated anew"

@@ -125,6 +125,15 @@ def test_whatever_goes_wrong_on_the_way_to_a_hub_is_a_sentence(
         causal_llm("owner/name")
 
 
+def test_a_lack_of_memory_is_not_blamed_on_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(AutoModel, "from_pretrained", fails)
+    with pytest.raises(MemoryError):
+        causal_llm("owner/name")
+
+
 def test_features_are_the_states_and_are_encoded_once(
     encoder: TextEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
