@@ -48,8 +48,8 @@ class Moment(click.ParamType):
 def command(out: Path, since: int | None, until: int | None) -> None:
     """Write what the log holds now as a dataset: events.parquet, and items.parquet with the newest of every item.
 
-    The time of an event is here when it was sent to Kafka, which is later than its ts. What the worker would refuse is
-    left out; an event that was sent twice is in it once.
+    --since and --until go by when an event was sent to Kafka, which is later than its ts. What the worker would refuse
+    is left out; an event that was sent twice is in it once.
     """
     if since is not None and until is not None and since >= until:
         raise UserError("--since must be before --until: no event is of that time")
