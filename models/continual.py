@@ -32,6 +32,10 @@ LEARNING = (
 )
 
 
+class _Worse(BadInput):
+    """The verdict on what has been learnt; every other refusal comes before anything is."""
+
+
 def train_on(folder: Path, out: Path, config: Training, start: Path) -> dict[str, float]:
     """Go on from the checkpoint `start` with the events in `folder`, and compare both on the newest hour of them, which
     was neither trained nor validated on. Raises `BadInput`, and leaves no `out`, where the new one is worse there. A
@@ -60,9 +64,7 @@ def train_on(folder: Path, out: Path, config: Training, start: Path) -> dict[str
         new = _answered(evaluate.of(objective, data), data, questions, objective.codes.cpu(), config.length)
         old, new = broadcast_object_list([old, new])
         if new < old:
-            discard()
-            everyone.wait_for_everyone()
-            raise BadInput(
+            raise _Worse(
                 f"{WATCHED} on the {len(questions):,} questions of the newest hour of {folder} would fall from "
                 f"{old:.4f} to {new:.4f}: nothing was kept; keep serving {start}, or train anew on more events"
             )
@@ -71,6 +73,10 @@ def train_on(folder: Path, out: Path, config: Training, start: Path) -> dict[str
 
     try:
         figures = train(folder, out, config, start, no_worse)
+    except _Worse:
+        discard()
+        everyone.wait_for_everyone()
+        raise
     except BadInput:
         if not unfinished:
             discard()
