@@ -1,6 +1,9 @@
 """Going on from a checkpoint with fresh events: kept when no worse on the newest hour, else as if nothing had been."""
 
+import os
 import shutil
+import subprocess
+import sys
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -216,6 +219,35 @@ def test_a_refusal_where_the_folder_cannot_be_removed_is_one_all_the_same(
     assert run(fresh, Path(), served) == 2
     assert "would fall from 0.5000 to 0.4000" in " ".join(capsys.readouterr().err.split())
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("verdict", ["kept", "worse"])
+def test_two_processes_go_on_together(served: Path, fresh: Path, tmp_path: Path, verdict: str) -> None:
+    """On CPUs, told to or not."""
+    program = tmp_path / "program.py"
+    spoiled = "lambda *_: next(figures)" if verdict == "worse" else "continual._answered"
+    program.write_text(
+        "import sys; from models import continual; from stream import cli; figures = iter([0.5, 0.4])\n"
+        f"continual._answered = {spoiled}\n"
+        "sys.exit(cli.run(sys.argv[1:]))\n"
+    )
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program)]
+    arguments = ["train", "--data", str(fresh), "--out", str(tmp_path / "new"), "--resume", str(served)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    if torch.accelerator.is_available():
+        environment["ACCELERATE_USE_CPU"] = "1"
+    done = subprocess.run(
+        [*launch, *arguments, "--set", "rate=0"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode == 0) == (verdict == "kept"), done.stderr[-3_000:]
+    assert done.stdout.count(" events (") == 1, "of two processes one speaks"
+    assert done.stdout.count("questions of the newest hour") == (verdict == "kept")
+    assert ("nothing was kept" in " ".join(done.stderr.split())) == (verdict == "worse")
+    left = {path.name for path in tmp_path.iterdir()} - {"program.py", "new.lock"}
+    assert left == ({"new"} if verdict == "kept" else set())
+    if verdict == "kept":
+        assert (tmp_path / "new" / checkpoint.TRAINING).exists()
+        assert not (tmp_path / "new" / continual.MARK).exists()
 
 
 def cut_short(monkeypatch: pytest.MonkeyPatch, method: str, data: Path, out: Path, start: Path, *settings: str) -> None:
